@@ -1,0 +1,11 @@
+# Every third-party library, found once. Debian packages: packages.txt. Reasons: docs/dependencies.md.
+find_package(Threads REQUIRED)
+find_package(OpenMP REQUIRED COMPONENTS CXX)  # src/base/threads.cpp only
+find_package(fmt REQUIRED)                    # message formatting
+find_package(spdlog REQUIRED)                 # logging of the command line
+find_package(yaml-cpp REQUIRED)               # roles and run configurations
+find_package(nlohmann_json REQUIRED)          # config.json, safetensors headers, --json
+find_package(CLI11 REQUIRED)                  # command line
+find_package(MPI REQUIRED COMPONENTS CXX)     # src/parallel only
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)  # SIMD, src/simd and src/implementations/cpu

@@ -1,0 +1,25 @@
+# Flags that every target shares. They are part of the numerics: see docs/numerics.md.
+
+# Rule 8 of docs/numerics.md: the compiler may not contract a*b+c; where a fused operation is meant, it is written.
+add_compile_options(-ffp-contract=off -fno-math-errno)
+add_compile_options(-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wcast-align -Wunused)
+# GoogleTest's macros under an if are fine; Highway's templates pass vectors wider than the baseline by value, always inlined.
+add_compile_options(-Wno-psabi -Wno-dangling-else)
+if(CHORALE_WERROR)
+  add_compile_options(-Werror)
+endif()
+
+if(CHORALE_SANITIZE STREQUAL "address")
+  add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=address,undefined)
+elseif(CHORALE_SANITIZE STREQUAL "thread")
+  add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=thread)
+elseif(NOT CHORALE_SANITIZE STREQUAL "")
+  message(FATAL_ERROR "CHORALE_SANITIZE is '${CHORALE_SANITIZE}': must be empty, address or thread")
+endif()
+
+find_program(CHORALE_CCACHE ccache)
+if(CHORALE_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CHORALE_CCACHE})
+endif()

@@ -1,0 +1,22 @@
+// The environment, read in this one place.
+#pragma once
+
+#include <optional>
+#include <string>
+
+namespace chorale {
+
+struct Settings {
+  std::optional<std::string> attn_implementation;       // CHORALE_ATTN_IMPLEMENTATION
+  std::optional<std::string> verl_attn_implementation;  // VERL_ATTN_IMPLEMENTATION, honoured for verl's users
+  int threads = 0;                                      // CHORALE_NUM_THREADS; 0: all cores
+  std::optional<std::string> simd;                      // CHORALE_SIMD: "avx2" or "avx512", at most what the CPU has
+};
+
+// Reads the environment now; nothing is cached, so a test may change it. Malformed numbers read as unset and are
+// reported by the command line at start-up (describe_problems).
+Settings read_settings();
+// "" or one sentence for each variable whose value cannot be used.
+std::string describe_settings_problems();
+
+}  // namespace chorale

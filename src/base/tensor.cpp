@@ -1,0 +1,87 @@
+#include "chorale/tensor.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace chorale {
+
+std::string_view name(DType dtype) {
+  switch (dtype) {
+    case DType::float32: return "float32";
+    case DType::bfloat16: return "bfloat16";
+    case DType::float16: return "float16";
+  }
+  return "unknown";
+}
+
+Result<DType> parse_dtype(std::string_view text) {
+  if (text == "float32" || text == "fp32") return DType::float32;
+  if (text == "bfloat16" || text == "bf16") return DType::bfloat16;
+  if (text == "float16" || text == "fp16") return DType::float16;
+  return Status::invalid_argument(fmt::format("dtype '{}': must be float32, bfloat16 or float16", text));
+}
+
+TensorView TensorView::contiguous(const void* data, DType dtype, std::span<const std::int64_t> shape) {
+  TensorView view;
+  view.data = const_cast<void*>(data);
+  view.dtype = dtype;
+  view.rank = static_cast<int>(shape.size());
+  std::int64_t step = 1;
+  for (int i = view.rank - 1; i >= 0; --i) {
+    view.shape[i] = shape[i];
+    view.stride[i] = step;
+    step *= shape[i];
+  }
+  return view;
+}
+
+std::int64_t TensorView::elements() const {
+  std::int64_t product = 1;
+  for (int i = 0; i < rank; ++i) product *= shape[i];
+  return product;
+}
+
+bool TensorView::is_contiguous() const {
+  std::int64_t step = 1;
+  for (int i = rank - 1; i >= 0; --i) {
+    if (shape[i] != 1 && stride[i] != step) return false;
+    step *= shape[i];
+  }
+  return true;
+}
+
+TensorView TensorView::slice(int dimension, std::int64_t begin, std::int64_t end) const {
+  TensorView part = *this;
+  part.data = static_cast<std::byte*>(data) + begin * stride[dimension] * static_cast<std::int64_t>(size_of(dtype));
+  part.shape[dimension] = end - begin;
+  return part;
+}
+
+std::string TensorView::describe() const {
+  return fmt::format("{} [{}]", name(dtype), fmt::join(shape.begin(), shape.begin() + rank, ", "));
+}
+
+Tensor Tensor::zeros(DType dtype, std::span<const std::int64_t> shape) {
+  Tensor tensor;
+  tensor.view_ = TensorView::contiguous(nullptr, dtype, shape);
+  // A tensor without elements still has an address: it was given.
+  const std::size_t bytes = (tensor.bytes() + 63) / 64 * 64 + (tensor.bytes() == 0 ? 64 : 0);
+  auto* memory = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
+  if (memory == nullptr) throw std::bad_alloc();
+  std::memset(memory, 0, bytes);
+  tensor.memory_ = std::shared_ptr<std::byte>(memory, std::free);
+  tensor.view_.data = memory;
+  return tensor;
+}
+
+Tensor Tensor::clone() const {
+  Tensor copy = zeros(dtype(), std::span(view_.shape.data(), static_cast<std::size_t>(view_.rank)));
+  std::memcpy(copy.view_.data, view_.data, bytes());
+  return copy;
+}
+
+}  // namespace chorale

@@ -1,0 +1,90 @@
+// Vector building blocks that attention and the model's layers share.
+//
+// Every function gives the same bits on every instruction set it is compiled for (AVX2 with FMA, AVX-512): sums and
+// products are fused chains per element in a fixed order, and where a sum crosses lanes it uses sixteen partial sums
+// and one tree, whatever the register width. None looks at how many rows it is given. All are thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "chorale/status.h"
+#include "chorale/tensor.h"
+
+namespace chorale::simd {
+
+// Columns are padded to a multiple of this many floats; a partial sum's lane is index % lanes.
+inline constexpr std::int64_t lanes = 16;
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple = lanes) { return (n + multiple - 1) / multiple * multiple; }
+
+// ok if this processor can run the functions below; else the reason ("needs AVX2 and FMA; this processor has neither").
+Status supported();
+// "avx2" or "avx512": what runs here, after CHORALE_SIMD.
+std::string level();
+
+// Conversions, exact upwards, rounded to nearest even downwards.
+void to_float(const void* from, DType dtype, float* to, std::int64_t count);
+void from_float(const float* from, DType dtype, void* to, std::int64_t count);
+
+// out[i][j] (+)= sum over p ascending of a[i][p] * b[p][j], as one chain of fused multiply-adds per element that starts
+// from 0, or from out[i][j] if `accumulate`.
+//   a[i][p] = a[i * a_row + p * a_inner]      any strides
+//   b[p][j] = b[p * b_row + j]                columns contiguous; readable up to round_up(columns)
+//   out[i][j] = out[i * out_row + j]          columns contiguous; written up to round_up(columns)
+struct ProductShape {
+  std::int64_t rows, columns, inner;
+};
+struct Operand {
+  const float* data;
+  std::int64_t row, inner = 1;
+};
+void multiply(const ProductShape& shape, const Operand& a, const float* b, std::int64_t b_row, float* out,
+              std::int64_t out_row, bool accumulate);
+// The same, leaving out the products whose visible[i * visible_row + p] is 0: they touch nothing, whatever b holds.
+void multiply_visible(const ProductShape& shape, const Operand& a, const float* b, std::int64_t b_row,
+                      const std::uint8_t* visible, std::int64_t visible_row, float* out, std::int64_t out_row,
+                      bool accumulate);
+
+// out[j][i] = in[i][j] for rows x columns.
+void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out, std::int64_t out_row);
+
+// Sum by sixteen partial sums (element i goes to i % 16, in ascending order) folded as a tree 8, 4, 2, 1.
+float sum(const float* x, std::int64_t count);
+float dot(const float* x, const float* y, std::int64_t count);  // each product fused into its partial sum
+float max(const float* x, std::int64_t count);                  // -inf if count is 0
+
+// Elementwise, in place or not. Accuracy in units in the last place is measured in tests/simd.
+void exp2(const float* x, float* y, std::int64_t count);        // at most 1 ulp or so; exact at integers; 0 below -150
+void exp(const float* x, float* y, std::int64_t count);
+void tanh(const float* x, float* y, std::int64_t count);
+void log(const float* x, float* y, std::int64_t count);
+// y = exp2(fma(x, scale, -offset)): the one exponential of attention (rule 6 of docs/numerics.md).
+void exp2_scaled(const float* x, float scale, float offset, float* y, std::int64_t count);
+void scale(float* x, float factor, std::int64_t count);                              // x *= factor
+void scale_add(const float* x, float factor, float* y, std::int64_t count);          // y = fma(x, factor, y)
+
+// A [columns, inner] weight (rows are outputs, as in a linear layer) laid out in panels of 16 outputs:
+// panel[inner][16], float32, zero-padded. The product of rows with it streams through memory.
+class PackedWeight {
+ public:
+  PackedWeight() = default;
+  static PackedWeight pack(const TensorView& weight);             // [columns, inner], any strides and type
+  static PackedWeight pack_transposed(const TensorView& weight);  // [inner, columns]: for gradients of inputs
+  std::int64_t columns() const { return columns_; }
+  std::int64_t inner() const { return inner_; }
+  const float* panel(std::int64_t index) const { return data_.data() + index * inner_ * lanes; }
+  std::int64_t panels() const { return round_up(columns_) / lanes; }
+
+ private:
+  std::int64_t columns_ = 0, inner_ = 0;
+  std::vector<float> data_;
+};
+// out[rows, columns] = a[rows, inner] * weight^T, each element one chain over inner ascending: a row's bits do not
+// depend on `rows` or `threads`.
+void multiply(const float* a, std::int64_t a_row, std::int64_t rows, const PackedWeight& weight, float* out,
+              std::int64_t out_row, int threads);
+
+}  // namespace chorale::simd
