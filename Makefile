@@ -1,0 +1,50 @@
+# The commands of the project. Each does its own set-up; `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench extras asan tsan clean
+
+configure_and_build = cmake --preset $(1) && cmake --build --preset $(1)
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## build the program and watch a run in which generator and trainer agree to the last bit
+	scripts/setup.sh build
+	$(call configure_and_build,release) --target chorale_app
+	build/release/chorale train examples/sum_digits/grpo.yaml
+
+test: ## build everything and run all tests
+	scripts/setup.sh build
+	$(call configure_and_build,release)
+	ctest --preset release
+
+check: ## before a commit: format, build, lint (of what changed), fast tests
+	scripts/setup.sh build check
+	scripts/check_format.sh
+	$(call configure_and_build,release)
+	scripts/lint.sh
+	ctest --preset fast
+
+format: ## rewrite the sources in the project's format
+	scripts/setup.sh check
+	scripts/check_format.sh --fix
+
+bench: ## build and run the benchmarks
+	scripts/setup.sh build
+	$(call configure_and_build,release) --target bench
+	scripts/bench.sh
+
+extras: ## the Python peers (PyTorch, Transformers) that optional tests and benchmarks compare with
+	scripts/extras.sh
+
+asan: ## all tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	scripts/setup.sh build
+	$(call configure_and_build,asan)
+	ctest --preset asan
+
+tsan: ## all tests under ThreadSanitizer
+	scripts/setup.sh build
+	$(call configure_and_build,tsan)
+	ctest --preset tsan
+
+clean: ## remove what was built
+	rm -rf build

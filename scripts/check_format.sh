@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# check_format.sh [--fix]: every tracked C++ file against .clang-format; with --fix, rewrites what differs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case "${1-}" in
+  "") action=(--dry-run -Werror) ;;
+  --fix) action=(-i) ;;
+  *) echo "check_format: '$1': must be --fix or nothing" >&2; exit 2 ;;
+esac
+git ls-files -z '*.h' '*.cpp' | xargs -0 --no-run-if-empty clang-format "${action[@]}"
