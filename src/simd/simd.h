@@ -43,10 +43,10 @@ struct Operand {
 };
 void multiply(const ProductShape& shape, const Operand& a, const float* b, std::int64_t b_row, float* out,
               std::int64_t out_row, bool accumulate);
-// The same, leaving out the products whose visible[i * visible_row + p] is 0: they touch nothing, whatever b holds.
+// The same, leaving out the products whose visible[i * a.row + p * a.inner] is 0 (laid out as `a` is): they touch
+// nothing, whatever a and b hold.
 void multiply_visible(const ProductShape& shape, const Operand& a, const float* b, std::int64_t b_row,
-                      const std::uint8_t* visible, std::int64_t visible_row, float* out, std::int64_t out_row,
-                      bool accumulate);
+                      const std::uint8_t* visible, float* out, std::int64_t out_row, bool accumulate);
 
 // out[j][i] = in[i][j] for rows x columns.
 void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out, std::int64_t out_row);

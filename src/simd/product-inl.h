@@ -1,0 +1,108 @@
+// The one matrix product: rows x columns outer products over `inner`, each element a chain of fused multiply-adds in
+// ascending order. Compiled once for each instruction set.
+//
+//   main loop        blocks of as many rows and columns as accumulators fit in registers
+//   row remainder    fewer rows, more columns, so that the number of independent chains stays high
+//   columns          always whole groups of 16: operands are padded
+//
+// How rows and columns are grouped changes no bit: elements are independent of each other.
+
+#if defined(CHORALE_SIMD_PRODUCT_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef CHORALE_SIMD_PRODUCT_INL_H
+#undef CHORALE_SIMD_PRODUCT_INL_H
+#else
+#define CHORALE_SIMD_PRODUCT_INL_H
+#endif
+
+#include <hwy/highway.h>
+
+#include "simd/product.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace chorale::simd {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// One block: Rows rows and Groups groups of 16 columns, accumulators in registers for the whole chain.
+template <int Rows, int Groups>
+HWY_INLINE void product_block(const ProductArguments& p, std::int64_t row, std::int64_t group) {
+  const hn::CappedTag<float, 16> d;
+  using V = hn::Vec<decltype(d)>;
+  constexpr std::int64_t N = hn::MaxLanes(d);
+  constexpr int Vectors = Groups * (16 / N);
+
+  const float* a = p.a.data + row * p.a.row;
+  const float* b = p.b + group * p.b_group;
+  float* out = p.out + row * p.out_row + group * lanes;
+  const auto b_offset = [&](int v) { return (v * N / 16) * p.b_group + (v * N) % 16; };
+
+  V sums[Rows][Vectors];
+  for (int i = 0; i < Rows; ++i)
+    for (int v = 0; v < Vectors; ++v) sums[i][v] = p.accumulate ? hn::LoadU(d, out + i * p.out_row + v * N) : hn::Zero(d);
+  for (std::int64_t k = 0; k < p.shape.inner; ++k) {
+    V columns[Vectors];
+    for (int v = 0; v < Vectors; ++v) columns[v] = hn::LoadU(d, b + b_offset(v));
+    for (int i = 0; i < Rows; ++i) {
+      const V x = hn::Set(d, a[i * p.a.row]);
+      for (int v = 0; v < Vectors; ++v) sums[i][v] = hn::MulAdd(x, columns[v], sums[i][v]);
+    }
+    a += p.a.inner;
+    b += p.b_row;
+  }
+  for (int i = 0; i < Rows; ++i)
+    for (int v = 0; v < Vectors; ++v) hn::StoreU(sums[i][v], d, out + i * p.out_row + v * N);
+}
+
+// All groups of columns for Rows rows: wide blocks first.
+template <int Rows, int Wide>
+HWY_INLINE void product_rows(const ProductArguments& p, std::int64_t row) {
+  const std::int64_t groups = round_up(p.shape.columns) / lanes;
+  std::int64_t group = 0;
+  if constexpr (Wide > 1)
+    for (; group + Wide <= groups; group += Wide) product_block<Rows, Wide>(p, row, group);
+  for (; group < groups; ++group) product_block<Rows, 1>(p, row, group);
+}
+
+HWY_NOINLINE void product(const ProductArguments& p) {
+  // 16 vector registers hold 6 x 16 columns in halves of 8; 32 registers hold 12 x 16 whole.
+  constexpr int Tall = hn::MaxLanes(hn::CappedTag<float, 16>()) == 16 ? 12 : 6;
+  std::int64_t row = 0;
+  for (; row + Tall <= p.shape.rows; row += Tall) product_rows<Tall, 1>(p, row);
+  for (; row + 6 <= p.shape.rows; row += 6) product_rows<6, 1>(p, row);
+  switch (p.shape.rows - row) {
+    case 5: return product_rows<5, 1>(p, row);
+    case 4: return product_rows<4, 1>(p, row);
+    case 3: return product_rows<3, 2>(p, row);
+    case 2: return product_rows<2, 3>(p, row);
+    case 1: return product_rows<1, 4>(p, row);
+    default: return;
+  }
+}
+
+// The product that leaves out invisible pairs: one row at a time, a branch for each pair.
+HWY_NOINLINE void product_visible(const ProductArguments& p, const std::uint8_t* visible) {
+  const hn::CappedTag<float, 16> d;
+  constexpr std::int64_t N = hn::MaxLanes(d);
+  constexpr int Vectors = 16 / N;
+  const std::int64_t groups = round_up(p.shape.columns) / lanes;
+  for (std::int64_t row = 0; row < p.shape.rows; ++row) {
+    for (std::int64_t group = 0; group < groups; ++group) {
+      float* out = p.out + row * p.out_row + group * lanes;
+      hn::Vec<decltype(d)> sums[Vectors];
+      for (int v = 0; v < Vectors; ++v) sums[v] = p.accumulate ? hn::LoadU(d, out + v * N) : hn::Zero(d);
+      for (std::int64_t k = 0; k < p.shape.inner; ++k) {
+        const std::int64_t pair = row * p.a.row + k * p.a.inner;
+        if (!visible[pair]) continue;
+        const float* b = p.b + group * p.b_group + k * p.b_row;
+        for (int v = 0; v < Vectors; ++v) sums[v] = hn::MulAdd(hn::Set(d, p.a.data[pair]), hn::LoadU(d, b + v * N), sums[v]);
+      }
+      for (int v = 0; v < Vectors; ++v) hn::StoreU(sums[v], d, out + v * N);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace chorale::simd
+HWY_AFTER_NAMESPACE();
+
+#endif

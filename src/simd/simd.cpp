@@ -1,0 +1,312 @@
+// The functions of simd.h, compiled for each instruction set by Highway's foreach_target and called through one table
+// that is chosen at first use.
+
+#include "simd/simd.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/settings.h"
+#include "base/threads.h"
+#include "simd/product.h"
+
+// The instruction sets worth having: the order of arithmetic needs fused multiply-add (AVX2 and later). Highway adds
+// its baseline, which is never called.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "simd/simd.cpp"
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+#include <hwy/highway.h>
+
+#include "simd/math-inl.h"
+#include "simd/product-inl.h"
+
+#ifndef CHORALE_SIMD_TABLE
+#define CHORALE_SIMD_TABLE
+namespace chorale::simd {
+// What each instruction set provides.
+struct Functions {
+  const char* level;
+  void (*to_float)(const void*, DType, float*, std::int64_t);
+  void (*from_float)(const float*, DType, void*, std::int64_t);
+  void (*product)(const ProductArguments&);
+  void (*product_visible)(const ProductArguments&, const std::uint8_t*);
+  void (*transpose)(const float*, std::int64_t, std::int64_t, std::int64_t, float*, std::int64_t);
+  float (*dot)(const float*, const float*, std::int64_t);
+  float (*sum)(const float*, std::int64_t);
+  float (*max)(const float*, std::int64_t);
+  void (*exp2)(const float*, float*, std::int64_t);
+  void (*exp)(const float*, float*, std::int64_t);
+  void (*tanh)(const float*, float*, std::int64_t);
+  void (*log)(const float*, float*, std::int64_t);
+  void (*exp2_scaled)(const float*, float, float, float*, std::int64_t);
+  void (*scale)(float*, float, std::int64_t);
+  void (*scale_add)(const float*, float, float*, std::int64_t);
+};
+}  // namespace chorale::simd
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace chorale::simd {
+namespace HWY_NAMESPACE {
+
+using D = hn::CappedTag<float, 16>;
+using V = hn::Vec<D>;
+constexpr std::int64_t N = hn::MaxLanes(D());
+
+// y[i] = f(x[i]): main loop, then the remainder through a padded copy, so that both run the same instructions.
+template <class F>
+HWY_INLINE void map(const float* x, float* y, std::int64_t count, F f) {
+  const D d;
+  std::int64_t i = 0;
+  for (; i + N <= count; i += N) hn::StoreU(f(hn::LoadU(d, x + i)), d, y + i);
+  if (i == count) return;
+  alignas(64) float rest[16] = {};
+  std::memcpy(rest, x + i, static_cast<std::size_t>(count - i) * sizeof(float));
+  hn::Store(f(hn::Load(d, rest)), d, rest);
+  std::memcpy(y + i, rest, static_cast<std::size_t>(count - i) * sizeof(float));
+}
+
+void exp2_array(const float* x, float* y, std::int64_t count) {
+  map(x, y, count, [](V v) { return exp2_vector(D(), v); });
+}
+void exp_array(const float* x, float* y, std::int64_t count) {
+  map(x, y, count, [](V v) { return exp_vector(D(), v); });
+}
+void tanh_array(const float* x, float* y, std::int64_t count) {
+  map(x, y, count, [](V v) { return tanh_vector(D(), v); });
+}
+void log_array(const float* x, float* y, std::int64_t count) {
+  map(x, y, count, [](V v) { return log_vector(D(), v); });
+}
+void exp2_scaled_array(const float* x, float factor, float offset, float* y, std::int64_t count) {
+  const V f = hn::Set(D(), factor), o = hn::Set(D(), offset);
+  map(x, y, count, [=](V v) { return exp2_vector(D(), hn::MulSub(v, f, o)); });
+}
+void scale_array(float* x, float factor, std::int64_t count) {
+  const V f = hn::Set(D(), factor);
+  map(x, x, count, [=](V v) { return hn::Mul(v, f); });
+}
+void scale_add_array(const float* x, float factor, float* y, std::int64_t count) {
+  const D d;
+  const V f = hn::Set(d, factor);
+  std::int64_t i = 0;
+  for (; i + N <= count; i += N) hn::StoreU(hn::MulAdd(hn::LoadU(d, x + i), f, hn::LoadU(d, y + i)), d, y + i);
+  for (; i < count; ++i) y[i] = std::fma(x[i], factor, y[i]);
+}
+
+// Sixteen partial results, element i in partial i % 16, then a tree 8, 4, 2, 1. `neutral` changes no partial.
+template <class Step, class Combine>
+HWY_INLINE float fold(std::int64_t count, float neutral, Step step, Combine combine) {
+  const D d;
+  V partial[16 / N];
+  for (V& p : partial) p = hn::Set(d, neutral);
+  std::int64_t i = 0;
+  for (; i + 16 <= count; i += 16)
+    for (std::int64_t v = 0; v < 16 / N; ++v) partial[v] = step.whole(partial[v], i + v * N);
+  alignas(64) float lane[16];
+  for (std::int64_t v = 0; v < 16 / N; ++v) hn::Store(partial[v], d, lane + v * N);
+  for (std::int64_t j = 0; i + j < count; ++j) lane[j] = step.one(lane[j], i + j);
+  for (int half = 8; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) lane[j] = combine(lane[j], lane[j + half]);
+  return lane[0];
+}
+
+struct SumStep {
+  const float* x;
+  HWY_INLINE V whole(V partial, std::int64_t i) const { return hn::Add(partial, hn::LoadU(D(), x + i)); }
+  HWY_INLINE float one(float partial, std::int64_t i) const { return partial + x[i]; }
+};
+struct DotStep {
+  const float *x, *y;
+  HWY_INLINE V whole(V partial, std::int64_t i) const {
+    return hn::MulAdd(hn::LoadU(D(), x + i), hn::LoadU(D(), y + i), partial);
+  }
+  HWY_INLINE float one(float partial, std::int64_t i) const { return std::fma(x[i], y[i], partial); }
+};
+// NaN anywhere gives NaN: a comparison alone would drop it on one side.
+struct MaxStep {
+  const float* x;
+  HWY_INLINE V whole(V partial, std::int64_t i) const {
+    const V v = hn::LoadU(D(), x + i);
+    return hn::IfThenElse(hn::Or(hn::Gt(v, partial), hn::IsNaN(v)), v, partial);
+  }
+  HWY_INLINE float one(float partial, std::int64_t i) const { return larger(partial, x[i]); }
+  static HWY_INLINE float larger(float a, float b) { return b > a || b != b ? b : a; }
+};
+
+float sum_array(const float* x, std::int64_t count) {
+  return fold(count, 0.0f, SumStep{x}, [](float a, float b) { return a + b; });
+}
+float dot_array(const float* x, const float* y, std::int64_t count) {
+  return fold(count, 0.0f, DotStep{x, y}, [](float a, float b) { return a + b; });
+}
+float max_array(const float* x, std::int64_t count) {
+  return fold(count, -std::numeric_limits<float>::infinity(), MaxStep{x}, MaxStep::larger);
+}
+
+// 16-bit types, a vector at a time: widen(u16 vector) and narrow(float vector) are per type.
+struct Bfloat16Codec {
+  using D16 = hn::Rebind<std::uint16_t, D>;
+  using DU = hn::RebindToUnsigned<D>;
+  static HWY_INLINE V widen(hn::Vec<D16> x) { return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), x))); }
+  static HWY_INLINE hn::Vec<D16> narrow(V x) {
+    const DU du;
+    const auto bits = hn::BitCast(du, x);
+    const auto upper = hn::ShiftRight<16>(bits);
+    const auto odd = hn::And(upper, hn::Set(du, 1));
+    const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
+    const auto nan = hn::RebindMask(du, hn::IsNaN(x));
+    return hn::TruncateTo(D16(), hn::IfThenElse(nan, hn::Or(upper, hn::Set(du, 0x40)), rounded));
+  }
+};
+struct Float16Codec {
+  using D16 = hn::Rebind<std::uint16_t, D>;
+  using DH = hn::Rebind<hwy::float16_t, D>;
+  static HWY_INLINE V widen(hn::Vec<D16> x) { return hn::PromoteTo(D(), hn::BitCast(DH(), x)); }
+  static HWY_INLINE hn::Vec<D16> narrow(V x) { return hn::BitCast(D16(), hn::DemoteTo(DH(), x)); }
+};
+
+template <class Codec>
+HWY_INLINE void widen_array(const std::uint16_t* from, float* to, std::int64_t count) {
+  const typename Codec::D16 d16;
+  std::int64_t i = 0;
+  for (; i + N <= count; i += N) hn::StoreU(Codec::widen(hn::LoadU(d16, from + i)), D(), to + i);
+  if (i == count) return;
+  std::uint16_t in[16] = {};
+  alignas(64) float out[16];
+  std::memcpy(in, from + i, static_cast<std::size_t>(count - i) * 2);
+  hn::Store(Codec::widen(hn::LoadU(d16, in)), D(), out);
+  std::memcpy(to + i, out, static_cast<std::size_t>(count - i) * 4);
+}
+template <class Codec>
+HWY_INLINE void narrow_array(const float* from, std::uint16_t* to, std::int64_t count) {
+  const typename Codec::D16 d16;
+  std::int64_t i = 0;
+  for (; i + N <= count; i += N) hn::StoreU(Codec::narrow(hn::LoadU(D(), from + i)), d16, to + i);
+  if (i == count) return;
+  alignas(64) float in[16] = {};
+  std::uint16_t out[16];
+  std::memcpy(in, from + i, static_cast<std::size_t>(count - i) * 4);
+  hn::StoreU(Codec::narrow(hn::Load(D(), in)), d16, out);
+  std::memcpy(to + i, out, static_cast<std::size_t>(count - i) * 2);
+}
+
+void to_float_array(const void* from, DType dtype, float* to, std::int64_t count) {
+  switch (dtype) {
+    case DType::float32: std::memcpy(to, from, static_cast<std::size_t>(count) * 4); return;
+    case DType::bfloat16: return widen_array<Bfloat16Codec>(static_cast<const std::uint16_t*>(from), to, count);
+    case DType::float16: return widen_array<Float16Codec>(static_cast<const std::uint16_t*>(from), to, count);
+  }
+}
+void from_float_array(const float* from, DType dtype, void* to, std::int64_t count) {
+  switch (dtype) {
+    case DType::float32: std::memcpy(to, from, static_cast<std::size_t>(count) * 4); return;
+    case DType::bfloat16: return narrow_array<Bfloat16Codec>(from, static_cast<std::uint16_t*>(to), count);
+    case DType::float16: return narrow_array<Float16Codec>(from, static_cast<std::uint16_t*>(to), count);
+  }
+}
+
+// Columns of eight or sixteen rows at a time, so that every written cache line is filled at once.
+void transpose_array(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out,
+                     std::int64_t out_row) {
+  constexpr std::int64_t block = 16;
+  for (std::int64_t i = 0; i < rows; i += block) {
+    const std::int64_t height = HWY_MIN(block, rows - i);
+    for (std::int64_t j = 0; j < columns; ++j)
+      for (std::int64_t r = 0; r < height; ++r) out[j * out_row + i + r] = in[(i + r) * in_row + j];
+  }
+}
+
+const Functions* functions_of_target() {
+  static const Functions functions = {
+#if HWY_TARGET <= HWY_AVX3
+      "avx512",
+#else
+      "avx2",
+#endif
+      to_float_array, from_float_array, product, product_visible, transpose_array, dot_array, sum_array, max_array,
+      exp2_array, exp_array, tanh_array, log_array, exp2_scaled_array, scale_array, scale_add_array};
+  return &functions;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace chorale::simd
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace chorale::simd {
+namespace {
+
+HWY_EXPORT(functions_of_target);
+
+const Functions& choose() {
+  if (read_settings().simd == "avx2") hwy::DisableTargets(HWY_AVX3 | (HWY_AVX3 - 1));
+  return *HWY_DYNAMIC_DISPATCH(functions_of_target)();
+}
+
+const Functions& functions() {
+  static const Functions& chosen = choose();
+  return chosen;
+}
+
+}  // namespace
+
+Status supported() {
+  if (hwy::SupportedTargets() & (HWY_AVX2 | HWY_AVX3)) return Status::ok();
+  return Status::unsupported("needs AVX2 and FMA, which this processor lacks");
+}
+std::string level() { return functions().level; }
+
+void to_float(const void* from, DType dtype, float* to, std::int64_t count) { functions().to_float(from, dtype, to, count); }
+void from_float(const float* from, DType dtype, void* to, std::int64_t count) { functions().from_float(from, dtype, to, count); }
+
+void multiply(const ProductShape& shape, const Operand& a, const float* b, std::int64_t b_row, float* out,
+              std::int64_t out_row, bool accumulate) {
+  functions().product({shape, a, b, b_row, lanes, out, out_row, accumulate});
+}
+void multiply_visible(const ProductShape& shape, const Operand& a, const float* b, std::int64_t b_row,
+                      const std::uint8_t* visible, float* out, std::int64_t out_row, bool accumulate) {
+  functions().product_visible({shape, a, b, b_row, lanes, out, out_row, accumulate}, visible);
+}
+
+void multiply(const float* a, std::int64_t a_row, std::int64_t rows, const PackedWeight& weight, float* out,
+              std::int64_t out_row, int threads) {
+  if (rows == 0) return;
+  // A task is a block of rows times a stretch of panels: enough tasks for the threads, each large enough to be worth it.
+  constexpr std::int64_t row_block = 96, flops_per_task = 1 << 20;
+  const std::int64_t row_blocks = (rows + row_block - 1) / row_block;
+  const std::int64_t flops_per_panel = 2 * std::min(rows, row_block) * weight.inner() * lanes;
+  const std::int64_t stretch = std::clamp<std::int64_t>(flops_per_task / std::max<std::int64_t>(flops_per_panel, 1), 4, 64);
+  const std::int64_t stretches = (weight.panels() + stretch - 1) / stretch;
+  parallel_for(row_blocks * stretches, threads, [&](std::int64_t task, int) {
+    const std::int64_t row = task / stretches * row_block, panel = task % stretches * stretch;
+    const std::int64_t panels = std::min(stretch, weight.panels() - panel);
+    const std::int64_t height = std::min(row_block, rows - row);
+    functions().product({{height, panels * lanes, weight.inner()}, {a + row * a_row, a_row, 1}, weight.panel(panel), lanes,
+                         weight.inner() * lanes, out + row * out_row + panel * lanes, out_row, false});
+  });
+}
+
+void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out, std::int64_t out_row) {
+  functions().transpose(in, in_row, rows, columns, out, out_row);
+}
+float sum(const float* x, std::int64_t count) { return functions().sum(x, count); }
+float dot(const float* x, const float* y, std::int64_t count) { return functions().dot(x, y, count); }
+float max(const float* x, std::int64_t count) { return functions().max(x, count); }
+void exp2(const float* x, float* y, std::int64_t count) { functions().exp2(x, y, count); }
+void exp(const float* x, float* y, std::int64_t count) { functions().exp(x, y, count); }
+void tanh(const float* x, float* y, std::int64_t count) { functions().tanh(x, y, count); }
+void log(const float* x, float* y, std::int64_t count) { functions().log(x, y, count); }
+void exp2_scaled(const float* x, float factor, float offset, float* y, std::int64_t count) {
+  functions().exp2_scaled(x, factor, offset, y, count);
+}
+void scale(float* x, float factor, std::int64_t count) { functions().scale(x, factor, count); }
+void scale_add(const float* x, float factor, float* y, std::int64_t count) { functions().scale_add(x, factor, y, count); }
+
+}  // namespace chorale::simd
+#endif  // HWY_ONCE

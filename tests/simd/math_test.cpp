@@ -1,0 +1,150 @@
+// Elementary functions against the C library in float64, and sums against their written order.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "base/float.h"
+#include "simd/simd.h"
+
+namespace chorale {
+namespace {
+
+using Function = void (*)(const float*, float*, std::int64_t);
+
+// The largest error over many arguments of [low, high], in units in the last place of the exact result.
+double largest_error(Function f, double (*exact)(double), float low, float high) {
+  constexpr int count = 400001;
+  std::vector<float> x(count), y(count);
+  for (int i = 0; i < count; ++i) x[i] = low + (high - low) * static_cast<float>(i) / (count - 1);
+  f(x.data(), y.data(), count);
+  double largest = 0;
+  for (int i = 0; i < count; ++i) {
+    const double want = exact(static_cast<double>(x[i]));
+    int exponent = 0;
+    std::frexp(want, &exponent);
+    const double ulp = std::ldexp(1.0, std::max(exponent - 24, -149));
+    largest = std::max(largest, std::abs(y[i] - want) / ulp);
+  }
+  return largest;
+}
+
+TEST(Math, IsAccurate) {
+  EXPECT_LT(largest_error(simd::exp2, std::exp2, -126.0f, 127.9f), 1.2);
+  EXPECT_LT(largest_error(simd::exp2, std::exp2, -150.0f, -126.0f), 1.1) << "subnormal results";
+  EXPECT_LT(largest_error(simd::exp2, std::exp2, -1.0f, 1.0f), 1.2);
+  EXPECT_LT(largest_error(simd::exp, std::exp, -87.0f, 88.7f), 1.2);
+  EXPECT_LT(largest_error(simd::exp, std::exp, -1.0f, 1.0f), 1.2);
+  EXPECT_LT(largest_error(simd::tanh, std::tanh, -10.0f, 10.0f), 2.0);
+  EXPECT_LT(largest_error(simd::tanh, std::tanh, -0.63f, 0.63f), 2.0);
+  EXPECT_LT(largest_error(simd::log, std::log, 1e-30f, 1e30f), 1.5);
+  EXPECT_LT(largest_error(simd::log, std::log, 0.5f, 2.0f), 2.0);
+  EXPECT_LT(largest_error(simd::log, std::log, 1e-44f, 1e-38f), 1.5) << "subnormal arguments";
+}
+
+float one(Function f, float x) {
+  float y;
+  f(&x, &y, 1);
+  return y;
+}
+
+TEST(Math, HasTheRightEdges) {
+  constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  for (int n = -149; n < 128; ++n) EXPECT_EQ(one(simd::exp2, static_cast<float>(n)), std::ldexp(1.0f, n));
+  EXPECT_EQ(one(simd::exp2, -infinity), 0.0f);
+  EXPECT_EQ(one(simd::exp2, -1e30f), 0.0f);
+  EXPECT_EQ(one(simd::exp2, infinity), infinity);
+  EXPECT_EQ(one(simd::exp2, 128.0f), infinity);
+  EXPECT_EQ(one(simd::exp, 0.0f), 1.0f);
+  EXPECT_EQ(one(simd::exp, -infinity), 0.0f);
+  EXPECT_EQ(one(simd::exp, infinity), infinity);
+  EXPECT_EQ(one(simd::exp, 89.0f), infinity);
+  EXPECT_EQ(one(simd::tanh, infinity), 1.0f);
+  EXPECT_EQ(one(simd::tanh, -infinity), -1.0f);
+  EXPECT_EQ(one(simd::tanh, -0.0f), -0.0f);
+  EXPECT_EQ(one(simd::log, 1.0f), 0.0f);
+  EXPECT_EQ(one(simd::log, 0.0f), -infinity);
+  EXPECT_EQ(one(simd::log, infinity), infinity);
+  EXPECT_TRUE(std::isnan(one(simd::log, -1.0f)));
+  for (const Function f : {simd::exp2, simd::exp, simd::tanh, simd::log}) EXPECT_TRUE(std::isnan(one(f, nan)));
+}
+
+// An element's bits do not depend on where in the array it stands or how long the array is.
+TEST(Math, DoesNotLookAtNeighbours) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal(0, 4);
+  std::vector<float> x(67), y(67);
+  for (float& value : x) value = normal(random);
+  for (const Function f : {simd::exp2, simd::exp, simd::tanh}) {
+    f(x.data(), y.data(), 67);
+    for (std::size_t i = 0; i < x.size(); ++i) EXPECT_EQ(std::bit_cast<std::uint32_t>(one(f, x[i])), std::bit_cast<std::uint32_t>(y[i]));
+  }
+}
+
+// The order that simd.h promises, written as plainly as it can be.
+template <class Step>
+float folded(std::int64_t count, float start, Step step) {
+  float lane[16];
+  std::fill(lane, lane + 16, start);
+  for (std::int64_t i = 0; i < count; ++i) lane[i % 16] = step(lane[i % 16], i);
+  for (int half = 8; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
+  return lane[0];
+}
+
+TEST(Math, SumsInThePromisedOrder) {
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  int differs_from_plain = 0;
+  for (std::int64_t count = 0; count < 200; ++count) {
+    std::vector<float> x(static_cast<std::size_t>(count)), y(x.size());
+    for (float& value : x) value = normal(random);
+    for (float& value : y) value = normal(random);
+    EXPECT_EQ(simd::sum(x.data(), count), folded(count, 0.0f, [&](float s, std::int64_t i) { return s + x[i]; }));
+    EXPECT_EQ(simd::dot(x.data(), y.data(), count), folded(count, 0.0f, [&](float s, std::int64_t i) { return std::fma(x[i], y[i], s); }));
+    float plain = 0;
+    for (const float value : x) plain += value;
+    differs_from_plain += plain != simd::sum(x.data(), count);
+    EXPECT_EQ(simd::max(x.data(), count), count == 0 ? -std::numeric_limits<float>::infinity() : *std::max_element(x.begin(), x.end()));
+  }
+  EXPECT_GT(differs_from_plain, 100) << "the control: another order gives other bits";
+}
+
+TEST(Math, MaxKeepsNan) {
+  for (int place = 0; place < 40; ++place) {
+    std::vector<float> x(40, 1.0f);
+    x[static_cast<std::size_t>(place)] = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_TRUE(std::isnan(simd::max(x.data(), 40))) << place;
+  }
+}
+
+TEST(Convert, AgreesWithTheScalarForms) {
+  std::vector<float> x;
+  for (std::uint64_t bits = 0; bits < (1ull << 32); bits += 4093) x.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+  const auto count = static_cast<std::int64_t>(x.size());
+  std::vector<std::uint16_t> narrow(x.size());
+  std::vector<float> wide(x.size());
+  for (const DType dtype : {DType::bfloat16, DType::float16}) {
+    simd::from_float(x.data(), dtype, narrow.data(), count);
+    simd::to_float(narrow.data(), dtype, wide.data(), count);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      float expected;
+      std::uint16_t expected_bits = 0;
+      if (dtype == DType::bfloat16) expected_bits = from_float<bfloat16>(x[i]).bits, expected = to_float(bfloat16{expected_bits});
+      else expected_bits = from_float<float16>(x[i]).bits, expected = to_float(float16{expected_bits});
+      if (std::isnan(expected)) {
+        EXPECT_TRUE(std::isnan(wide[i])) << x[i];
+        continue;
+      }
+      ASSERT_EQ(narrow[i], expected_bits) << x[i];
+      ASSERT_EQ(wide[i], expected) << x[i];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace chorale

@@ -1,0 +1,113 @@
+// Matrix products against chains of std::fma, to the bit.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "simd/simd.h"
+
+namespace chorale {
+namespace {
+
+std::vector<float> random_values(std::size_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+float chain(const float* a, std::int64_t a_step, const float* b, std::int64_t b_step, std::int64_t count, float start) {
+  for (std::int64_t p = 0; p < count; ++p) start = std::fma(a[p * a_step], b[p * b_step], start);
+  return start;
+}
+
+TEST(Product, IsOneChainPerElement) {
+  for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 12, 13, 17, 31})
+    for (const std::int64_t columns : {1, 15, 16, 17, 48, 64, 80})
+      for (const std::int64_t inner : {0, 1, 7, 64})
+        for (const bool transposed : {false, true})
+          for (const bool accumulate : {false, true}) {
+            const std::int64_t width = simd::round_up(columns);
+            const auto a = random_values(static_cast<std::size_t>(rows * inner) + 1, 1);
+            const auto b = random_values(static_cast<std::size_t>(inner * width) + 1, 2);
+            auto out = random_values(static_cast<std::size_t>(rows * width), 3);
+            const auto before = out;
+            const simd::Operand operand = transposed ? simd::Operand{a.data(), 1, rows} : simd::Operand{a.data(), inner, 1};
+            simd::multiply({rows, columns, inner}, operand, b.data(), width, out.data(), width, accumulate);
+            for (std::int64_t i = 0; i < rows; ++i)
+              for (std::int64_t j = 0; j < columns; ++j) {
+                const float start = accumulate ? before[i * width + j] : 0.0f;
+                ASSERT_EQ(out[i * width + j], chain(a.data() + i * operand.row, operand.inner, b.data() + j, width, inner, start))
+                    << rows << "x" << columns << "x" << inner << " at " << i << ", " << j;
+              }
+          }
+}
+
+TEST(Product, LeavesInvisiblePairsOut) {
+  constexpr std::int64_t rows = 9, columns = 40, inner = 23, width = 48;
+  auto a = random_values(rows * inner, 4), b = random_values(inner * width, 5);
+  std::vector<std::uint8_t> visible(rows * inner);
+  std::mt19937 random(6);
+  for (auto& v : visible) v = random() % 2;
+  // A row of b that nobody sees, and the hidden entries of a, hold NaN.
+  for (std::int64_t i = 0; i < rows; ++i) visible[i * inner + 11] = 0;
+  for (std::int64_t j = 0; j < width; ++j) b[11 * width + j] = std::numeric_limits<float>::quiet_NaN();
+  for (std::size_t p = 0; p < a.size(); ++p)
+    if (!visible[p]) a[p] = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> out(rows * width, -0.0f);
+  simd::multiply_visible({rows, columns, inner}, {a.data(), inner, 1}, b.data(), width, visible.data(), out.data(), width, true);
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t j = 0; j < columns; ++j) {
+      float expected = -0.0f;
+      for (std::int64_t p = 0; p < inner; ++p)
+        if (visible[i * inner + p]) expected = std::fma(a[i * inner + p], b[p * width + j], expected);
+      ASSERT_EQ(out[i * width + j], expected);
+    }
+}
+
+TEST(PackedWeight, RowsDoNotDependOnHowManyThereAreOrOnThreads) {
+  constexpr std::int64_t columns = 83, inner = 50, rows = 211;
+  const auto weight = random_values(columns * inner, 7);
+  const auto a = random_values(rows * inner, 8);
+  const auto packed = simd::PackedWeight::pack(TensorView::contiguous(weight.data(), DType::float32, {columns, inner}));
+  const std::int64_t width = simd::round_up(columns);
+  std::vector<float> all(rows * width), some(rows * width);
+  simd::multiply(a.data(), inner, rows, packed, all.data(), width, 1);
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t j = 0; j < columns; ++j)
+      ASSERT_EQ(all[i * width + j], chain(a.data() + i * inner, 1, weight.data() + j * inner, 1, inner, 0.0f));
+  for (const std::int64_t count : {1, 2, 3, 95, 97, 211})
+    for (const int threads : {1, 2, 3}) {
+      std::fill(some.begin(), some.end(), 0.0f);
+      simd::multiply(a.data(), inner, count, packed, some.data(), width, threads);
+      for (std::int64_t i = 0; i < count * width; ++i) ASSERT_EQ(some[i], all[i]);
+    }
+}
+
+TEST(PackedWeight, PacksTransposedAndStrided) {
+  const auto weight = random_values(30 * 20, 9);
+  const TensorView view = TensorView::contiguous(weight.data(), DType::float32, {30, 20});
+  const auto packed = simd::PackedWeight::pack_transposed(view);
+  EXPECT_EQ(packed.columns(), 20);
+  EXPECT_EQ(packed.inner(), 30);
+  for (std::int64_t column = 0; column < 20; ++column)
+    for (std::int64_t i = 0; i < 30; ++i)
+      EXPECT_EQ(packed.panel(column / 16)[i * 16 + column % 16], weight[static_cast<std::size_t>(i * 20 + column)]);
+}
+
+TEST(Transpose, Transposes) {
+  for (const std::int64_t rows : {1, 5, 16, 33})
+    for (const std::int64_t columns : {1, 7, 64}) {
+      const auto in = random_values(static_cast<std::size_t>(rows * columns), 10);
+      std::vector<float> out(static_cast<std::size_t>(columns * 40));
+      simd::transpose(in.data(), columns, rows, columns, out.data(), 40);
+      for (std::int64_t i = 0; i < rows; ++i)
+        for (std::int64_t j = 0; j < columns; ++j) ASSERT_EQ(out[j * 40 + i], in[i * columns + j]);
+    }
+}
+
+}  // namespace
+}  // namespace chorale
