@@ -13,13 +13,15 @@
 // libgomp is not instrumented, so ThreadSanitizer cannot see that a parallel region starts after what came before it
 // and ends before what comes after. These two say so; the region itself is not instrumented, what it calls is.
 extern "C" {
-void __tsan_acquire(void* address);
-void __tsan_release(void* address);
+void __tsan_acquire(void* address);  // NOLINT(bugprone-reserved-identifier): the sanitizer's own names
+void __tsan_release(void* address);  // NOLINT(bugprone-reserved-identifier)
 }
+static void happens_after_release(void* address) { __tsan_acquire(address); }
+static void release(void* address) { __tsan_release(address); }
 #define CHORALE_NO_TSAN __attribute__((no_sanitize("thread"), noinline))
 #else
-static inline void __tsan_acquire(void*) {}
-static inline void __tsan_release(void*) {}
+static void happens_after_release(void*) {}
+static void release(void*) {}
 #define CHORALE_NO_TSAN
 #endif
 
@@ -35,7 +37,7 @@ struct Work {
 };
 
 void run_worker(Work& work, int worker) {
-  __tsan_acquire(&work);
+  happens_after_release(&work);
   for (;;) {
     const std::int64_t index = work.next.fetch_add(1);
     if (index >= work.count || work.failed.load()) break;
@@ -45,7 +47,7 @@ void run_worker(Work& work, int worker) {
       if (!work.failed.exchange(true)) work.error = std::current_exception();
     }
   }
-  __tsan_release(&work.next);
+  release(&work.next);
 }
 
 CHORALE_NO_TSAN void run_team(Work& work, int threads) {
@@ -74,9 +76,9 @@ void parallel_for(std::int64_t count, int threads, const std::function<void(std:
     return;
   }
   Work work{.body = &body, .count = count, .error = nullptr};
-  __tsan_release(&work);
+  release(&work);
   run_team(work, threads);
-  __tsan_acquire(&work.next);
+  happens_after_release(&work.next);
   if (work.error) std::rethrow_exception(work.error);
 }
 
