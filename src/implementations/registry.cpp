@@ -7,21 +7,21 @@
 #include <algorithm>
 #include <array>
 
+#include "implementations/cpu/cpu_attention.h"
 #include "implementations/eager/eager.h"
 
 namespace chorale {
 namespace {
 
 std::vector<ImplementationName> make_names() {
-  const std::vector<const Implementation*> tiled;  // the CPU's tiled kernels
-  constexpr std::string_view no_tiled = "this build has no tiled CPU kernels";
+  const std::vector<const Implementation*> tiled = {&cpu_attention()};
   return {
       {.name = "flash_attention_3", .servants = {}, .reason = "this build has no CUDA kernels"},
-      {.name = "flash_attention_2", .servants = tiled, .reason = no_tiled},
-      {.name = "flex_attention", .servants = tiled, .reason = no_tiled},
+      {.name = "flash_attention_2", .servants = tiled, .reason = ""},
+      {.name = "flex_attention", .servants = tiled, .reason = ""},
       {.name = "sdpa", .servants = {}, .reason = "this build links no vendor's attention library"},
       {.name = "eager", .servants = {&eager_attention()}, .reason = ""},
-      {.name = "flashinfer", .servants = tiled, .reason = no_tiled, .rollout_only = true},
+      {.name = "flashinfer", .servants = tiled, .reason = "", .rollout_only = true},
   };
 }
 

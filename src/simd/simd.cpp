@@ -43,8 +43,10 @@ struct Functions {
   void (*exp)(const float*, float*, std::int64_t);
   void (*tanh)(const float*, float*, std::int64_t);
   void (*log)(const float*, float*, std::int64_t);
+  void (*exp2_difference)(const float*, float, float, float*, std::int64_t);
   void (*exp2_scaled)(const float*, float, float, float*, std::int64_t);
   void (*scale)(float*, float, std::int64_t);
+  void (*divide)(float*, float, std::int64_t);
   void (*scale_add)(const float*, float, float*, std::int64_t);
 };
 }  // namespace chorale::simd
@@ -83,6 +85,10 @@ void tanh_array(const float* x, float* y, std::int64_t count) {
 void log_array(const float* x, float* y, std::int64_t count) {
   map(x, y, count, [](V v) { return log_vector(D(), v); });
 }
+void exp2_difference_array(const float* x, float offset, float factor, float* y, std::int64_t count) {
+  const V f = hn::Set(D(), factor), o = hn::Set(D(), offset);
+  map(x, y, count, [=](V v) { return exp2_vector(D(), hn::Mul(hn::Sub(v, o), f)); });
+}
 void exp2_scaled_array(const float* x, float factor, float offset, float* y, std::int64_t count) {
   const V f = hn::Set(D(), factor), o = hn::Set(D(), offset);
   map(x, y, count, [=](V v) { return exp2_vector(D(), hn::MulSub(v, f, o)); });
@@ -90,6 +96,10 @@ void exp2_scaled_array(const float* x, float factor, float offset, float* y, std
 void scale_array(float* x, float factor, std::int64_t count) {
   const V f = hn::Set(D(), factor);
   map(x, x, count, [=](V v) { return hn::Mul(v, f); });
+}
+void divide_array(float* x, float divisor, std::int64_t count) {
+  const V f = hn::Set(D(), divisor);
+  map(x, x, count, [=](V v) { return hn::Div(v, f); });
 }
 void scale_add_array(const float* x, float factor, float* y, std::int64_t count) {
   const D d;
@@ -230,7 +240,8 @@ const Functions* functions_of_target() {
       "avx2",
 #endif
       to_float_array, from_float_array, product, product_visible, transpose_array, dot_array, sum_array, max_array,
-      exp2_array, exp_array, tanh_array, log_array, exp2_scaled_array, scale_array, scale_add_array};
+      exp2_array, exp_array, tanh_array, log_array, exp2_difference_array, exp2_scaled_array, scale_array, divide_array,
+      scale_add_array};
   return &functions;
 }
 
@@ -305,6 +316,10 @@ void log(const float* x, float* y, std::int64_t count) { functions().log(x, y, c
 void exp2_scaled(const float* x, float factor, float offset, float* y, std::int64_t count) {
   functions().exp2_scaled(x, factor, offset, y, count);
 }
+void exp2_difference(const float* x, float offset, float factor, float* y, std::int64_t count) {
+  functions().exp2_difference(x, offset, factor, y, count);
+}
+void divide(float* x, float divisor, std::int64_t count) { functions().divide(x, divisor, count); }
 void scale(float* x, float factor, std::int64_t count) { functions().scale(x, factor, count); }
 void scale_add(const float* x, float factor, float* y, std::int64_t count) { functions().scale_add(x, factor, y, count); }
 

@@ -61,9 +61,12 @@ void exp2(const float* x, float* y, std::int64_t count);        // at most 1 ulp
 void exp(const float* x, float* y, std::int64_t count);
 void tanh(const float* x, float* y, std::int64_t count);
 void log(const float* x, float* y, std::int64_t count);
-// y = exp2(fma(x, scale, -offset)): the one exponential of attention (rule 6 of docs/numerics.md).
-void exp2_scaled(const float* x, float scale, float offset, float* y, std::int64_t count);
+// y = exp2((x - offset) * factor), each step rounded: exactly 1 where x is the offset.
+void exp2_difference(const float* x, float offset, float factor, float* y, std::int64_t count);
+// y = exp2(fma(x, factor, -offset)).
+void exp2_scaled(const float* x, float factor, float offset, float* y, std::int64_t count);
 void scale(float* x, float factor, std::int64_t count);                              // x *= factor
+void divide(float* x, float divisor, std::int64_t count);                            // x /= divisor
 void scale_add(const float* x, float factor, float* y, std::int64_t count);          // y = fma(x, factor, y)
 
 // A [columns, inner] weight (rows are outputs, as in a linear layer) laid out in panels of 16 outputs:

@@ -1,0 +1,44 @@
+#include "implementations/cpu/key_rows.h"
+
+#include "base/float.h"
+#include "simd/simd.h"
+
+namespace chorale::tiled {
+
+void load_row(const std::byte* from, DType dtype, std::int64_t stride, std::int64_t count, float* to) {
+  if (stride == 1) return simd::to_float(from, dtype, to, count);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = load_element(from, dtype, i * stride);
+}
+
+KeyRows::KeyRows(const TiledPlan& plan, const TensorView& tensor, int sequence, int kv_head, bool is_value)
+    : dtype_(tensor.dtype),
+      dim_(tensor.shape[tensor.rank - 1]),
+      dim_stride_(tensor.stride[tensor.rank - 1]),
+      swap_pages_(is_mutant(plan.mutant(), Mutant::swap_value_pages) && is_value) {
+  const Batch& batch = plan.batch();
+  const auto bytes = static_cast<std::int64_t>(size_of(dtype_));
+  const auto* data = static_cast<const std::byte*>(tensor.data);
+  if (batch.is_paged()) {
+    base_ = data + kv_head * tensor.stride[2] * bytes;
+    page_stride_ = tensor.stride[0] * bytes;
+    row_stride_ = tensor.stride[1] * bytes;
+    pages_ = batch.block_table.data() + sequence * batch.block_table_stride;
+    page_size_ = batch.page_size;
+  } else {
+    base_ = data + (batch.cu_seqlens_k[sequence] * tensor.stride[0] + kv_head * tensor.stride[1]) * bytes;
+    row_stride_ = tensor.stride[0] * bytes;
+  }
+}
+
+const std::byte* KeyRows::row(std::int64_t position) const {
+  if (pages_ == nullptr) return base_ + position * row_stride_;
+  std::int64_t page = position / page_size_;
+  if (swap_pages_ && page < 2) page = 1 - page;
+  return base_ + pages_[page] * page_stride_ + position % page_size_ * row_stride_;
+}
+
+void KeyRows::load(std::int64_t first, std::int64_t count, float* out, std::int64_t out_row) const {
+  for (std::int64_t i = 0; i < count; ++i) load_row(row(first + i), dtype_, dim_stride_, dim_, out + i * out_row);
+}
+
+}  // namespace chorale::tiled

@@ -1,0 +1,37 @@
+// The loader: where a sequence's keys or values lie, packed or paged, and how rows of them become float32.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "chorale/tensor.h"
+#include "implementations/cpu/plan.h"
+
+namespace chorale::tiled {
+
+// Converts `count` elements at `from`, `stride` elements apart.
+void load_row(const std::byte* from, DType dtype, std::int64_t stride, std::int64_t count, float* to);
+
+// Keys or values of one sequence and KV head, by logical position.
+class KeyRows {
+ public:
+  // `tensor`: packed [S, kv_heads, dim] or pages [pages, page_size, kv_heads, dim].
+  KeyRows(const TiledPlan& plan, const TensorView& tensor, int sequence, int kv_head, bool is_value);
+
+  std::int64_t dim() const { return dim_; }
+  // Rows of positions [first, first + count) to out, out_row floats apart.
+  void load(std::int64_t first, std::int64_t count, float* out, std::int64_t out_row) const;
+
+ private:
+  const std::byte* row(std::int64_t position) const;
+
+  const std::byte* base_;
+  DType dtype_;
+  std::int64_t dim_, dim_stride_;
+  std::int64_t page_stride_ = 0, row_stride_;   // in bytes
+  const std::int32_t* pages_ = nullptr;         // of this sequence; none where packed
+  std::int64_t page_size_ = 0;
+  bool swap_pages_;
+};
+
+}  // namespace chorale::tiled

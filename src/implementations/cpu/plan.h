@@ -1,0 +1,58 @@
+// The work list of one batch.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "chorale/implementation.h"
+#include "implementations/cpu/mutants.h"
+#include "implementations/cpu/order.h"
+
+namespace chorale::tiled {
+
+// Consecutive query rows of one sequence with all query heads of one KV head: they share every key tile. Row r of the
+// block is query row first + r / group_size under head kv_head * group_size + r % group_size.
+struct QueryBlock {
+  int sequence = 0;
+  int kv_head = 0;
+  std::int64_t first = 0;      // query row within the sequence
+  std::int64_t positions = 0;  // query rows
+};
+
+class TiledPlan : public Plan {
+ public:
+  TiledPlan(std::string_view implementation, Problem problem, Batch batch, int threads, Mutant mutant);
+
+  const std::vector<QueryBlock>& blocks() const { return blocks_; }   // of all sequences and heads, longest first
+  // The blocks of one sequence and head, in ascending order of their rows.
+  std::int64_t block_count(int sequence) const { return (batch().q_len(sequence) + positions_ - 1) / positions_; }
+  QueryBlock block(int sequence, int kv_head, std::int64_t index) const;
+  std::int64_t most_rows() const { return most_rows_; }               // of any block
+  int threads() const { return threads_; }                            // at least 1
+  Mutant mutant() const { return mutant_; }
+
+  std::int64_t rows(const QueryBlock& block) const { return block.positions * problem().group_size(); }
+  // Logical position of a query row: the last query stands at the last key.
+  std::int64_t position(int sequence, std::int64_t query) const {
+    return batch().kv_len(sequence) - batch().q_len(sequence) + query;
+  }
+  std::int64_t keys(int sequence) const;
+  std::int64_t chunks(int sequence) const { return (keys(sequence) + chunk_keys - 1) / chunk_keys; }
+  // Row r of a block: the row in the packed tensors, and its query head.
+  std::int64_t query(const QueryBlock& block, std::int64_t r) const {
+    return batch().cu_seqlens_q[block.sequence] + block.first + r / problem().group_size();
+  }
+  std::int64_t head(const QueryBlock& block, std::int64_t r) const {
+    return static_cast<std::int64_t>(block.kv_head) * problem().group_size() + r % problem().group_size();
+  }
+
+ private:
+  std::int64_t positions_;   // of a full block
+  std::int64_t most_rows_ = 0;
+  std::vector<QueryBlock> blocks_;
+  int threads_;
+  Mutant mutant_;
+};
+
+}  // namespace chorale::tiled
