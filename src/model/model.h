@@ -62,6 +62,7 @@ struct ModelInputs {
   std::span<const std::int32_t> logit_rows;  // which rows' logits are wanted, ascending
 };
 
+class RowBuffer;
 class Activations;  // what backward needs, kept by forward; opaque
 
 class Model {
@@ -84,6 +85,8 @@ class Model {
  private:
   struct State;
   explicit Model(std::shared_ptr<const State> state) : state_(std::move(state)) {}
+  void backward_head(const Activations& activations, const TensorView& grad_logits, const RowBuffer& grad_residual,
+                     ParameterSet& gradients) const;
   std::shared_ptr<const State> state_;
 };
 
