@@ -7,6 +7,7 @@
 
 #include "implementations/views.h"
 #include "mask/program.h"
+#include "mask/table.h"
 
 namespace chorale {
 namespace {
@@ -87,9 +88,11 @@ Status check_pages(const Batch& batch, std::int64_t pages) {
 
 // The same instructions over the same tables.
 bool same_program(const Program& x, const Program& y) {
+  const auto same_table = [](const Table& a, const Table& b) {
+    return &a.data() == &b.data() || a.data().same_content(b.data());
+  };
   return std::ranges::equal(x.instructions(), y.instructions()) &&
-         std::ranges::equal(x.tables(), y.tables(),
-                            [](const Table& a, const Table& b) { return &a.data() == &b.data(); });
+         std::ranges::equal(x.tables(), y.tables(), same_table);
 }
 
 template <class Rule>  // Mask or Score
