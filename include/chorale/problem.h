@@ -25,8 +25,8 @@ struct Problem {
   int value_head_dim = 0;              // of values and outputs, 1 to 256; 0: as head_dim
   DType dtype = DType::bfloat16;       // of q, k, v and their gradients; sums are float32
   float scale = 0;                     // 0: 1 / sqrt(head_dim)
-  Mask mask;
-  Score score;
+  Mask mask{};
+  Score score{};
   bool sinks = false;                  // one learned logit per query head takes part in the denominator
   int first_query_head = 0;            // what `h` counts from: the global index of a shard's first head
 

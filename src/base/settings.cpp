@@ -32,6 +32,7 @@ Settings read_settings() {
   settings.verl_attn_implementation = variable("VERL_ATTN_IMPLEMENTATION");
   if (const auto text = variable("CHORALE_NUM_THREADS")) settings.threads = parse_threads(*text).value_or(0);
   settings.simd = variable("CHORALE_SIMD");
+  settings.started_by_mpi_launcher = variable("PMIX_RANK") || variable("PMI_RANK");
   return settings;
 }
 

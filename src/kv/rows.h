@@ -13,8 +13,8 @@ namespace chorale {
 // ok if the view is given, its shape and strides are not negative and its rank is in [min_rank, max_rank].
 Status check_view(std::string_view name, const TensorView& view, int min_rank, int max_rank);
 
-// The first `leading` dimensions of the view (1 or 2), counted row-major, are its rows; the others are a
-// row's elements.
+// The first `leading` dimensions of the view (0 to 2), counted row-major, are its rows; the others are a
+// row's elements. With 0 the whole view is one row.
 class RowReader {
  public:
   explicit RowReader(const TensorView& view, int leading = 1);
