@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
 
   app::Action action;
   // COMMANDS: add_mask_command(app, action); ...
+  add_train_command(app, action);
 
   try {
     app.parse(argc, argv);

@@ -1,0 +1,12 @@
+// What a configuration resolved for a role, as attention over packed sequences.
+#pragma once
+
+#include "chorale/roles.h"
+#include "trainer/packed_attention.h"
+
+namespace chorale {
+
+// Forward in every layer; backward too if the role has that phase.
+Result<PackedAttention> build_packed_attention(const ResolvedRoles& resolved, Role role, int layers);
+
+}  // namespace chorale
