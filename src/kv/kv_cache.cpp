@@ -2,17 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cstring>
 #include <limits>
-#include <unordered_map>
 #include <utility>
 
 #include "chorale/problem.h"
-#include "kv/page_pool.h"
+#include "kv/kv_cache_state.h"
 #include "kv/page_size.h"
-#include "kv/rows.h"
-#include "kv/zeroed_memory.h"
 
 namespace chorale {
 namespace {
@@ -22,65 +17,6 @@ constexpr std::int64_t max_int32 = std::numeric_limits<std::int32_t>::max();
 Status check_range(std::string_view name, std::int64_t value, std::int64_t least, std::int64_t most) {
   if (value >= least && value <= most) return Status::ok();
   return Status::invalid_argument(fmt::format("{} {}: must be from {} to {}", name, value, least, most));
-}
-
-int value_dim(const KvCacheConfig& config) {
-  return config.value_head_dim == 0 ? config.head_dim : config.value_head_dim;
-}
-
-// Keys or values of one layer, of every page: [pages, page_size, kv_heads, dim].
-struct Side {
-  ZeroedMemory memory;
-  std::size_t token_bytes;
-
-  std::byte* slot(std::int64_t index) const {
-    return memory.data() + static_cast<std::size_t>(index) * token_bytes;
-  }
-};
-struct Layer {
-  Side keys, values;
-};
-
-struct Sequence {
-  std::vector<std::int32_t> pages;  // ceil(length / page_size)
-  std::int64_t length = 0;          // tokens
-};
-
-// What an append takes from the pool.
-struct Growth {
-  std::int64_t pages = 0;         // free pages needed, the copy included
-  bool copies_last_page = false;  // it is partly filled and another sequence holds it too
-};
-
-TensorView pool_view(const KvCacheConfig& config, const Side& side, int dim) {
-  return TensorView::contiguous(side.memory.data(), config.dtype,
-                                {config.pages, config.page_size, config.kv_heads, dim});
-}
-
-// Wide enough for any valid config: no product of its fields can overflow.
-__extension__ using Bytes = unsigned __int128;
-
-Bytes pool_bytes(const KvCacheConfig& config) {
-  return Bytes(config.layers) * Bytes(config.pages) * Bytes(config.page_size) * Bytes(config.kv_heads) *
-         Bytes(config.head_dim + value_dim(config)) * size_of(config.dtype);
-}
-
-Status check_stored(std::string_view name, const TensorView& view, const TensorView& pool,
-                    std::size_t tokens) {
-  CHORALE_RETURN_IF_ERROR(check_view(name, view, 3, 3));
-  const auto rows = static_cast<std::int64_t>(tokens);
-  if (view.dtype != pool.dtype || view.shape[0] != rows || view.shape[1] != pool.shape[2] ||
-      view.shape[2] != pool.shape[3])
-    return Status::invalid_argument(fmt::format("{} is {}: must be {} [{}, {}, {}]", name, view.describe(),
-                                                chorale::name(pool.dtype), rows, pool.shape[2],
-                                                pool.shape[3]));
-  return Status::ok();
-}
-
-void write_rows(const TensorView& rows, std::span<const std::int64_t> slots, const Side& side) {
-  const RowReader reader(rows);
-  for (std::size_t i = 0; i < slots.size(); ++i)
-    reader.copy(static_cast<std::int64_t>(i), side.slot(slots[i]));
 }
 
 }  // namespace
@@ -94,26 +30,17 @@ Status KvCacheConfig::validate() const {
   return check_range("pages", pages, 1, max_int32);  // block tables hold int32
 }
 
-struct KvCache::State {
-  explicit State(const KvCacheConfig& c) : config(c), pool(c.pages) {}
+Result<Sequence*> KvCache::State::find(SequenceId id) {
+  const auto found = sequences.find(id);
+  if (found != sequences.end()) return &found->second;
+  if (id >= 0 && id < next_id) return Status::not_found(fmt::format("sequence {}: it was freed", id));
+  return Status::not_found(fmt::format("sequence {}: the cache never had it", id));
+}
 
-  KvCacheConfig config;
-  std::vector<Layer> layers;
-  PagePool pool;
-  std::unordered_map<SequenceId, Sequence> sequences;
-  SequenceId next_id = 0;
-
-  Result<Sequence*> find(SequenceId id) {
-    const auto found = sequences.find(id);
-    if (found != sequences.end()) return &found->second;
-    if (id >= 0 && id < next_id) return Status::not_found(fmt::format("sequence {}: it was freed", id));
-    return Status::not_found(fmt::format("sequence {}: the cache never had it", id));
-  }
-  Result<Growth> growth(const Sequence& sequence, std::int64_t tokens) const;
-  void copy_last_page(Sequence& sequence);
-  void drop_pages_from(Sequence& sequence, std::size_t first);
-  Status check_slot(std::int64_t slot) const;
-};
+KvCache::SequenceId KvCache::State::insert(Sequence sequence) {
+  sequences.emplace(next_id, std::move(sequence));
+  return next_id++;
+}
 
 Result<Growth> KvCache::State::growth(const Sequence& sequence, std::int64_t tokens) const {
   if (tokens < 0)
@@ -130,22 +57,32 @@ Result<Growth> KvCache::State::growth(const Sequence& sequence, std::int64_t tok
   return growth;
 }
 
+std::int32_t KvCache::State::take_page() {
+  const std::int32_t page = pool.allocate();
+  unpublish(page);
+  return page;
+}
+
+void KvCache::State::unpublish(std::int32_t page) {
+  for (const std::int32_t removed : prefixes.remove(page)) {
+    if (pool.references(removed) == 0) pool.discard(removed);
+  }
+}
+
 void KvCache::State::copy_last_page(Sequence& sequence) {
   const std::int32_t shared = sequence.pages.back();
-  const std::int32_t own = pool.allocate();
-  const auto filled = static_cast<std::size_t>(sequence.length % config.page_size);
-  for (const Layer& layer : layers) {
-    for (const Side* side : {&layer.keys, &layer.values})
-      std::memcpy(side->slot(std::int64_t{own} * config.page_size),
-                  side->slot(std::int64_t{shared} * config.page_size), filled * side->token_bytes);
-  }
-  pool.release(shared);
+  const std::int32_t own = take_page();
+  memory.copy(shared, own, sequence.length % config.page_size);
+  release_page(shared);
   sequence.pages.back() = own;
 }
 
+// Last page first: what comes later in a sequence is of use to fewer others, and shall be evicted earlier.
 void KvCache::State::drop_pages_from(Sequence& sequence, std::size_t first) {
-  for (std::size_t i = first; i < sequence.pages.size(); ++i) pool.release(sequence.pages[i]);
-  sequence.pages.resize(first);
+  while (sequence.pages.size() > first) {
+    release_page(sequence.pages.back());
+    sequence.pages.pop_back();
+  }
 }
 
 Status KvCache::State::check_slot(std::int64_t slot) const {
@@ -156,6 +93,9 @@ Status KvCache::State::check_slot(std::int64_t slot) const {
   if (const int owners = pool.references(page); owners != 1)
     return Status::invalid_argument(
         fmt::format("slot {}: its page {} has {} owners: must be exactly 1", slot, page, owners));
+  if (prefixes.contains(page))
+    return Status::invalid_argument(
+        fmt::format("slot {}: its page {} is published: must not change", slot, page));
   return Status::ok();
 }
 
@@ -166,45 +106,23 @@ KvCache::~KvCache() = default;
 
 Result<KvCache> KvCache::create(const KvCacheConfig& config) {
   CHORALE_RETURN_IF_ERROR(config.validate());
-  const Bytes bytes = pool_bytes(config);
-  const std::string what = fmt::format("a pool of {} bytes ({} layers, {} pages of {} tokens)", bytes,
-                                       config.layers, config.pages, config.page_size);
-  if (bytes > Bytes(std::numeric_limits<std::int64_t>::max()))
-    return Status::resource_exhausted(what + ": more than can be addressed");
-
-  auto state = std::make_unique<State>(config);
-  const auto allocate_side = [&](int dim) -> Result<Side> {
-    const std::size_t token_bytes =
-        static_cast<std::size_t>(config.kv_heads) * static_cast<std::size_t>(dim) * size_of(config.dtype);
-    auto memory =
-        ZeroedMemory::allocate(static_cast<std::size_t>(config.pages * config.page_size) * token_bytes);
-    if (!memory) return memory.status().with_context(what);
-    return Side{std::move(*memory), token_bytes};
-  };
-  for (int i = 0; i < config.layers; ++i) {
-    CHORALE_ASSIGN_OR_RETURN(Side keys, allocate_side(config.head_dim));
-    CHORALE_ASSIGN_OR_RETURN(Side values, allocate_side(value_dim(config)));
-    state->layers.push_back({std::move(keys), std::move(values)});
-  }
-  return KvCache(std::move(state));
+  CHORALE_ASSIGN_OR_RETURN(PageMemory memory, PageMemory::create(config));
+  return KvCache(std::make_unique<State>(config, std::move(memory)));
 }
 
 const KvCacheConfig& KvCache::config() const { return state_->config; }
 
 // A layer that does not exist has no view; attention refuses it.
 TensorView KvCache::keys(int layer) const {
-  if (layer < 0 || layer >= config().layers) return {};
-  return pool_view(config(), state_->layers[static_cast<std::size_t>(layer)].keys, config().head_dim);
+  return state_->memory.has_layer(layer) ? state_->memory.keys(layer) : TensorView{};
 }
 
 TensorView KvCache::values(int layer) const {
-  if (layer < 0 || layer >= config().layers) return {};
-  return pool_view(config(), state_->layers[static_cast<std::size_t>(layer)].values, value_dim(config()));
+  return state_->memory.has_layer(layer) ? state_->memory.values(layer) : TensorView{};
 }
 
-KvCache::SequenceId KvCache::add() {
-  state_->sequences.emplace(state_->next_id, Sequence{});
-  return state_->next_id++;
+KvCache::SequenceId KvCache::add(std::uint64_t salt) {
+  return state_->insert({.salt = salt, .epoch = state_->epoch, .pages = {}, .length = 0});
 }
 
 Result<std::vector<std::int64_t>> KvCache::append(SequenceId id, std::int64_t tokens) {
@@ -216,10 +134,13 @@ Result<std::vector<std::int64_t>> KvCache::append(SequenceId id, std::int64_t to
                     growth.pages, free_pages(), config().pages));
   std::vector<std::int64_t> slots(
       static_cast<std::size_t>(tokens));  // before anything changes: memory may run out
-  if (growth.copies_last_page) state_->copy_last_page(*sequence);
   const std::int64_t page_size = config().page_size;
+  if (growth.copies_last_page)
+    state_->copy_last_page(*sequence);
+  else if (tokens > 0 && sequence->length % page_size != 0)
+    state_->unpublish(sequence->pages.back());
   for (std::int64_t& slot : slots) {
-    if (sequence->length % page_size == 0) sequence->pages.push_back(state_->pool.allocate());
+    if (sequence->length % page_size == 0) sequence->pages.push_back(state_->take_page());
     slot = sequence->pages.back() * page_size + sequence->length % page_size;
     ++sequence->length;
   }
@@ -236,9 +157,7 @@ Result<KvCache::SequenceId> KvCache::fork(SequenceId id) {
   CHORALE_ASSIGN_OR_RETURN(const Sequence* const sequence, state_->find(id));
   Sequence copy = *sequence;
   for (const std::int32_t page : copy.pages) state_->pool.share(page);
-  const SequenceId forked = add();
-  state_->sequences[forked] = std::move(copy);
-  return forked;
+  return state_->insert(std::move(copy));
 }
 
 Status KvCache::truncate(SequenceId id, std::int64_t length) {
@@ -270,20 +189,18 @@ Result<std::vector<std::int32_t>> KvCache::block_table(SequenceId id) const {
 }
 
 std::int64_t KvCache::free_pages() const { return state_->pool.free_pages(); }
+std::int64_t KvCache::cached_pages() const { return state_->pool.kept_pages(); }
 std::int64_t KvCache::used_pages() const { return state_->pool.used_pages(); }
 int KvCache::references(std::int32_t page) const { return state_->pool.references(page); }
 
 Status KvCache::store(int layer, std::span<const std::int64_t> slots, const TensorView& k,
                       const TensorView& v) {
-  if (layer < 0 || layer >= config().layers)
+  if (!state_->memory.has_layer(layer))
     return Status::out_of_range(
         fmt::format("layer {}: the cache has layers 0 to {}", layer, config().layers - 1));
-  CHORALE_RETURN_IF_ERROR(check_stored("k", k, keys(layer), slots.size()));
-  CHORALE_RETURN_IF_ERROR(check_stored("v", v, values(layer), slots.size()));
+  CHORALE_RETURN_IF_ERROR(state_->memory.check_rows(layer, std::ssize(slots), k, v));
   for (const std::int64_t slot : slots) CHORALE_RETURN_IF_ERROR(state_->check_slot(slot));
-  const Layer& target = state_->layers[static_cast<std::size_t>(layer)];
-  write_rows(k, slots, target.keys);
-  write_rows(v, slots, target.values);
+  state_->memory.store(layer, slots, k, v);
   return Status::ok();
 }
 
