@@ -9,3 +9,7 @@ find_package(CLI11 REQUIRED)                  # command line
 find_package(MPI REQUIRED COMPONENTS CXX)     # src/parallel only
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)  # SIMD, src/simd and src/implementations/cpu
+
+# How tests start ranks: this, their number, the program. Open MPI asks root to say twice that it means it.
+set(CHORALE_MPIEXEC ${MPIEXEC_EXECUTABLE} --oversubscribe ${MPIEXEC_NUMPROC_FLAG})
+set(CHORALE_MPI_ENVIRONMENT OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1)

@@ -1,0 +1,13 @@
+# cmake -DMPIEXEC=... -DPROGRAM=... -P SameOnAllRanks.cmake: fails unless the program prints the same on 1, 2 and 4 ranks.
+foreach(ranks 1 2 4)
+  execute_process(COMMAND ${MPIEXEC} ${ranks} ${PROGRAM} OUTPUT_VARIABLE printed COMMAND_ERROR_IS_FATAL ANY)
+  message("on ${ranks} ranks:\n${printed}")
+  if(printed STREQUAL "")
+    message(FATAL_ERROR "${PROGRAM} printed nothing on ${ranks} ranks")
+  endif()
+  if(ranks EQUAL 1)
+    set(expected "${printed}")
+  elseif(NOT printed STREQUAL expected)
+    message(FATAL_ERROR "${PROGRAM} printed something else on ${ranks} ranks than on 1")
+  endif()
+endforeach()
