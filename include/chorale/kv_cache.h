@@ -30,6 +30,24 @@ struct KvCacheConfig {
   Status validate() const;
 };
 
+// A sequence whose keys and values lie outside the pool, in host memory of their own. It may outlive the cache, which
+// alone can take it back in.
+class SwappedSequence {
+ public:
+  SwappedSequence(SwappedSequence&&) noexcept;
+  SwappedSequence& operator=(SwappedSequence&&) noexcept;
+  ~SwappedSequence();
+
+  std::int64_t length() const;  // tokens
+  std::size_t bytes() const;
+
+ private:
+  friend class KvCache;
+  struct State;
+  explicit SwappedSequence(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
 class KvCache {
  public:
   using SequenceId = std::int64_t;   // never used twice in one cache
@@ -76,6 +94,13 @@ class KvCache {
   Status publish(SequenceId sequence, std::span<const std::int32_t> tokens);
   // For when the weights change: no page can be found any more, and what living sequences hold is never published.
   void forget_prefixes();
+
+  // Copies a sequence to host memory, and then frees it. Fails, with nothing changed, if there is no memory.
+  Result<SwappedSequence> swap_out(SequenceId sequence);
+  // A new sequence with the same keys and values, bit for bit. Published pages that are still there are shared again,
+  // the others take a page each: at most ceil(length / page_size). Code::resource_exhausted, with nothing changed, if
+  // there are not so many.
+  Result<SequenceId> swap_in(const SwappedSequence& swapped);
 
   Result<std::int64_t> length(SequenceId sequence) const;                 // tokens
   Result<std::vector<std::int32_t>> block_table(SequenceId sequence) const;

@@ -33,7 +33,7 @@ Status KvCacheConfig::validate() const {
 Result<Sequence*> KvCache::State::find(SequenceId id) {
   const auto found = sequences.find(id);
   if (found != sequences.end()) return &found->second;
-  if (id >= 0 && id < next_id) return Status::not_found(fmt::format("sequence {}: it was freed", id));
+  if (id >= 0 && id < next_id) return Status::not_found(fmt::format("sequence {}: it was freed or swapped out", id));
   return Status::not_found(fmt::format("sequence {}: the cache never had it", id));
 }
 

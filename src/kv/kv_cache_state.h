@@ -2,6 +2,7 @@
 // swap.cpp.
 #pragma once
 
+#include <memory>
 #include <unordered_map>
 #include <vector>
 
@@ -36,6 +37,7 @@ struct KvCache::State {
   std::unordered_map<SequenceId, Sequence> sequences;
   SequenceId next_id = 0;
   std::int64_t epoch = 0;  // forget_prefixes begins another
+  const std::shared_ptr<const int> identity = std::make_shared<const int>(0);  // by its address
 
   Result<Sequence*> find(SequenceId id);
   SequenceId insert(Sequence sequence);
