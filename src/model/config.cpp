@@ -247,13 +247,8 @@ std::string ModelConfig::to_json() const {
 }
 
 Problem ModelConfig::problem() const {
-  Problem problem;
-  problem.query_heads = num_attention_heads;
-  problem.kv_heads = num_key_value_heads;
-  problem.head_dim = head_dim;
-  problem.dtype = compute_dtype;
-  problem.mask = mask::causal();
-  return problem;
+  return {.query_heads = num_attention_heads, .kv_heads = num_key_value_heads, .head_dim = head_dim,
+          .dtype = compute_dtype, .mask = mask::causal()};
 }
 
 }  // namespace chorale

@@ -196,9 +196,9 @@ Status DecoderLayer::backward(const LayerRows& rows, const RotaryRows& rotary, L
                               ParameterSet& sums, int threads) const {
   const std::int64_t count = rows.input.rows();
   for_row_blocks(count, threads, [&](RowRange range, int inner) { backward_to_attention(rows, gradients, range, inner); });
-  CHORALE_RETURN_IF_ERROR(attention.backward(index_, {.q = rows.q, .k = rows.k, .v = rows.v, .out = rows.out, .lse = rows.lse, .sinks = {},
+  CHORALE_RETURN_IF_ERROR(attention.backward(index_, {.q = rows.q, .k = rows.k, .v = rows.v, .out = rows.out, .lse = rows.lse,
                                                       .grad_out = gradients.out, .grad_q = gradients.q, .grad_k = gradients.k,
-                                                      .grad_v = gradients.v, .grad_sinks = {}}));
+                                                      .grad_v = gradients.v}));
   for_row_blocks(count, threads, [&](RowRange range, int inner) { backward_from_attention(rows, rotary, gradients, range, inner); });
   backward_weights(rows, gradients, sums, threads);
   std::swap(gradients.output, gradients.input);
