@@ -37,25 +37,27 @@ struct Fingerprint {
   bool operator==(const Fingerprint&) const = default;
   std::string to_string() const;                              // "cpu/fp32-fma/T64/C1024/..."
   // "" if equal, else what differs: "tile is 64 here and 128 there".
-  std::string difference(const Fingerprint& other) const;
+  std::string difference(const Fingerprint& other, std::string_view here = "here", std::string_view there = "there") const;
 };
 
 // One call's data. Shapes with T = total query rows, S = total key rows:
 struct ForwardTensors {
-  TensorView q;      // [T, query_heads, head_dim]
-  TensorView k;      // packed: [S, kv_heads, head_dim]; paged: [pages, page_size, kv_heads, head_dim]
-  TensorView v;      // the same with value_head_dim
-  TensorView out;    // [T, query_heads, value_head_dim], written; last dimension contiguous; may not alias the inputs
-  TensorView lse;    // [T, query_heads] float32, written; leave empty if not wanted
-  TensorView sinks;  // [query_heads] float32; given exactly if Problem::sinks
+  TensorView q{};      // [T, query_heads, head_dim]
+  TensorView k{};      // packed: [S, kv_heads, head_dim]; paged: [pages, page_size, kv_heads, head_dim]
+  TensorView v{};      // the same with value_head_dim
+  TensorView out{};    // [T, query_heads, value_head_dim], written; last dimension contiguous; may not alias the inputs
+  TensorView lse{};    // [T, query_heads] float32, written; leave empty if not wanted
+  TensorView sinks{};  // [query_heads] float32; given exactly if Problem::sinks
+  TensorView k_scale{}, v_scale{};  // [kv_heads] float32, finite and above 0; given exactly if Problem::has_kv_scales()
 };
 struct BackwardTensors {
-  TensorView q, k, v, out, lse, sinks;  // as forward had and wrote them; lse is required
-  TensorView grad_out;                  // [T, query_heads, value_head_dim]
-  TensorView grad_q;                    // [T, query_heads, head_dim], written
-  TensorView grad_k;                    // [S, kv_heads, head_dim], written: packed by sequence in either layout
-  TensorView grad_v;                    // [S, kv_heads, value_head_dim], written
-  TensorView grad_sinks;                // [query_heads] float32, written; given exactly if Problem::sinks
+  TensorView q{}, k{}, v{}, out{}, lse{}, sinks{};  // as forward had and wrote them; lse is required
+  TensorView k_scale{}, v_scale{};                  // as forward had them
+  TensorView grad_out{};                  // [T, query_heads, value_head_dim]
+  TensorView grad_q{};                    // [T, query_heads, head_dim], written
+  TensorView grad_k{};                    // [S, kv_heads, head_dim], written: packed by sequence in either layout
+  TensorView grad_v{};                    // [S, kv_heads, value_head_dim], written
+  TensorView grad_sinks{};                // [query_heads] float32, written; given exactly if Problem::sinks
 };
 
 // One step's work list, built once and used by every layer. Immutable; may be used by several threads at once.

@@ -15,6 +15,8 @@
 
 namespace chorale {
 
+class Config;  // src/roles/config.h
+
 enum class Role { actor, rollout, ref, critic, reward_model };
 inline constexpr std::array all_roles{Role::actor, Role::rollout, Role::ref, Role::critic, Role::reward_model};
 std::string_view name(Role role);
@@ -72,6 +74,10 @@ class Roles {
   static Result<Roles> load(const std::string& path, const std::vector<std::string>& overrides = {});
   static Result<Roles> parse(std::string_view yaml, std::string_view file_name = "<text>",
                              const std::vector<std::string>& overrides = {});
+  // The roles of a file that somebody else reads too (a run configuration). The caller rejects the keys that nobody
+  // asked for, once every reader has had its turn.
+  static Result<Roles> from(const Config& config);
+  // `auto` for every role, parity off, whatever the environment says.
   Roles();
   Roles(const Roles&);
   Roles(Roles&&) noexcept;

@@ -131,8 +131,9 @@ std::string ConfigNode::source() const {
 }
 
 Status ConfigNode::error(std::string_view message) const {
-  if (path_.empty()) return Status::invalid_argument(fmt::format("{}: {}", file_->place(origin_), message));
-  return Status::invalid_argument(fmt::format("{}: {}: {}", file_->place(origin_), path_, message));
+  const std::string place = file_->place(origin_ != nullptr ? origin_ : around_);
+  if (path_.empty()) return Status::invalid_argument(fmt::format("{}: {}", place, message));
+  return Status::invalid_argument(fmt::format("{}: {}: {}", place, path_, message));
 }
 
 Status ConfigNode::expect(YamlNode::Kind kind) const {
@@ -145,9 +146,10 @@ ConfigNode ConfigNode::operator[](std::string_view key) const {
   const std::string path = join_path(path_, key);
   if (Status status = expect(YamlNode::Kind::map); !status.is_ok())
     return ConfigNode(file_, path, std::move(status));
-  if (value_ == nullptr) return ConfigNode(file_, nullptr, path);
-  value_->asked.emplace(key);
-  return ConfigNode(file_, value_->child(key), path);
+  if (value_ != nullptr) value_->asked.emplace(key);
+  ConfigNode child(file_, value_ != nullptr ? value_->child(key) : nullptr, path);
+  child.around_ = value_ != nullptr ? value_ : around_;
+  return child;
 }
 
 Result<std::vector<ConfigNode>> ConfigNode::children(YamlNode::Kind kind) const {

@@ -97,6 +97,7 @@ class ConfigNode {
   std::shared_ptr<const File> file_;
   YamlNode* origin_ = nullptr;  // what the file says in this place
   YamlNode* value_ = nullptr;   // what that comes to, references followed; null: not given
+  YamlNode* around_ = nullptr;  // the section that this place would be in, if it is not there
   std::string path_, value_path_;
   Status problem_;  // why this place cannot be reached
 };

@@ -90,7 +90,7 @@ TEST(Config, WrongTypesNameFileLineKeyAndValue) {
   EXPECT_EQ(read_error(a["m"]["deeper"], 0), "run.yaml:7: a.m: must be a section, not '5'");
   EXPECT_EQ(a["m"].items().status().message(), "run.yaml:7: a.m: must be a list, not '5'");
   EXPECT_EQ(a["s"].entries().status().message(), "run.yaml:6: a.s: must be a section, not a list");
-  EXPECT_EQ(a["missing"].required().message(), "run.yaml: a.missing: is required and not given");
+  EXPECT_EQ(a["missing"].required().message(), "run.yaml:1: a.missing: is required and not given");
 }
 
 TEST(Config, NumbersThatDoNotFitTheirTypeAreErrors) {
