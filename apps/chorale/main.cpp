@@ -14,7 +14,8 @@ int main(int argc, char** argv) {
 
   app::Action action;
   // COMMANDS: add_mask_command(app, action); ...
-  add_train_command(app, action);
+  app::add_resolve_command(app, action);
+  app::add_train_command(app, action);
 
   try {
     app.parse(argc, argv);
