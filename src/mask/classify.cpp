@@ -1,6 +1,8 @@
 // What interval evaluation is for: tiles that need no work, and tables that would be read outside.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "mask/interval.h"
 #include "mask/table.h"
 
@@ -20,7 +22,9 @@ bool possible(Interval interval, std::int32_t instruction, bool value, int& case
 }
 
 bool possible(const Interval& interval, std::int32_t result, bool value) {
-  int cases = 64;
+  // Usual masks need a handful of cases. Programs of thousands of instructions get fewer, so that a tile's
+  // classification stays cheaper than its scores.
+  int cases = std::clamp(20000 / (result + 1), 2, 64);
   return possible(interval, result, value, cases);
 }
 

@@ -26,7 +26,7 @@ struct Range {
   std::int64_t first = 0, last = 0;
 };
 struct Box {
-  Range b, h, q, k;
+  Range b = {}, h = {}, q = {}, k = {};
 };
 
 enum class Coverage { empty, partial, full };

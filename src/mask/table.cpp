@@ -57,9 +57,7 @@ Status check_shape(const std::string& name, std::int64_t rows, std::int64_t colu
   if (rows < 0 || columns < 1)
     return Status::invalid_argument(fmt::format(
         "table {}: {} rows of {} columns: needs at least 0 rows and 1 column", name, rows, columns));
-  if (rows > static_cast<std::int64_t>(values) ||
-      columns > static_cast<std::int64_t>(std::max<std::size_t>(values, 1)) ||
-      static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns) != values)
+  if (static_cast<__int128>(rows) * columns != static_cast<__int128>(values))
     return Status::invalid_argument(
         fmt::format("table {}: {} rows of {} columns do not make {} values", name, rows, columns, values));
   return Status::ok();
