@@ -178,8 +178,7 @@ TEST(Parse, MaskErrorsPointAtTheColumn) {
     const auto mask = Mask::parse(bad.text, some_tables());
     ASSERT_FALSE(mask.has_value()) << bad.text;
     EXPECT_EQ(mask.status().code(), Code::invalid_argument);
-    if (std::string_view(bad.text) == "q ≤ k" || *bad.text != '\0')
-      expect_error(mask.status().message(), bad);
+    expect_error(mask.status().message(), bad);
   }
 }
 
@@ -229,7 +228,7 @@ TEST(Parse, LongChainsAreNotDeep) {
   for (int i = 1; i < 20000; ++i) text += " or k == " + std::to_string(3 * i);
   const auto mask = Mask::parse(text);
   ASSERT_TRUE(mask.has_value()) << mask.status().message();
-  EXPECT_EQ(mask->to_string(), text.substr(0, 6) + mask->to_string().substr(6));
+  EXPECT_EQ(mask->to_string(), text);
   const auto again = Mask::parse(mask->to_string());
   ASSERT_TRUE(again.has_value());
   EXPECT_EQ(again->program(), mask->program());
