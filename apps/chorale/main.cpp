@@ -13,7 +13,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "chorale 0.1.0");
 
   app::Action action;
-  // COMMANDS: add_mask_command(app, action); ...
+  app::add_mask_command(app, action);
   app::add_resolve_command(app, action);
   app::add_train_command(app, action);
 
