@@ -52,12 +52,12 @@ struct ForwardTensors {
 };
 struct BackwardTensors {
   TensorView q{}, k{}, v{}, out{}, lse{}, sinks{};  // as forward had and wrote them; lse is required
-  TensorView k_scale{}, v_scale{};                  // as forward had them
   TensorView grad_out{};                  // [T, query_heads, value_head_dim]
   TensorView grad_q{};                    // [T, query_heads, head_dim], written
   TensorView grad_k{};                    // [S, kv_heads, head_dim], written: packed by sequence in either layout
   TensorView grad_v{};                    // [S, kv_heads, value_head_dim], written
   TensorView grad_sinks{};                // [query_heads] float32, written; given exactly if Problem::sinks
+  TensorView k_scale{}, v_scale{};                  // as forward had them
 };
 
 // One step's work list, built once and used by every layer. Immutable; may be used by several threads at once.
