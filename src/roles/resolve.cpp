@@ -15,8 +15,10 @@ namespace {
 void choose(Resolution& resolution) {
   std::string_view chosen_name;
   for (const ImplementationName& entry : implementation_names()) {
+    const bool is_elsewhere = entry.rollout_only && resolution.role != Role::rollout;
     const auto servant =
-        first_supported(entry, resolution.problem, resolution.device, {&resolution.phase, 1});
+        is_elsewhere ? Result<const Implementation*>(Status::unsupported("for the rollout only"))
+                     : first_supported(entry, resolution.problem, resolution.device, {&resolution.phase, 1});
     Candidate candidate{std::string(entry.name), servant.has_value(), servant.status().message()};
     const bool is_auto = resolution.requested == "auto";
     const bool is_wanted = is_auto ? !entry.rollout_only : entry.name == resolution.requested;

@@ -440,7 +440,8 @@ TEST_F(RolesTest, EveryCandidateHasItsReason) {
   EXPECT_FALSE(candidate(resolution, "flash_attention_3").supported);
   EXPECT_EQ(candidate(resolution, "flash_attention_2").reason, "chosen");
   EXPECT_EQ(candidate(resolution, "eager").reason, "not needed: flash_attention_2 was chosen");
-  EXPECT_FALSE(candidate(resolution, "flashinfer").supported) << "the rollout's alone";
+  EXPECT_FALSE(candidate(resolution, "flashinfer").supported);
+  EXPECT_EQ(candidate(resolution, "flashinfer").reason, "for the rollout only");
 
   const Resolution rollout = resolve(roles, Role::rollout, 0, Phase::decode);
   EXPECT_EQ(candidate(rollout, "flashinfer").reason, "not part of auto: ask for it by name");
@@ -580,7 +581,6 @@ TEST_F(RolesTest, ExplainGolden) {
   const std::string eager = resolved.roles.at(Role::actor).front().fingerprint.to_string();
   const auto reason = [](const char* name) { return std::string(find_implementation_name(name)->reason); };
   const std::string fa3 = reason("flash_attention_3"), sdpa = reason("sdpa");
-  const std::string not_rollout = candidate(resolved.roles.at(Role::ref).front(), "flashinfer").reason;
   const auto role_on_its_own = [&](const std::string& role, const std::string& phases) {
     return fmt::format(R"({}
   layers 0-7, {}
@@ -592,13 +592,11 @@ TEST_F(RolesTest, ExplainGolden) {
       flex_attention     yes  not needed: flash_attention_2 was chosen
       sdpa               no   {}
       eager              yes  not needed: flash_attention_2 was chosen
-      flashinfer         no   {}
+      flashinfer         no   for the rollout only
 )",
-                       role, phases, tiled, fa3, sdpa, not_rollout);
+                       role, phases, tiled, fa3, sdpa);
   };
-  // The critic's flashinfer is refused phase by phase, with a reason that names the phase: two blocks.
-  const ResolvedRoles& r = resolved;
-  const std::string told = r.explain();
+  const std::string told = resolved.explain();
   EXPECT_THAT(told, StartsWith(fmt::format("problem: {}\ndevice: {}\n\nactor\n",
                                            roles.problem().value().describe(), device.describe())));
   EXPECT_THAT(told, HasSubstr(fmt::format(R"(
@@ -626,10 +624,11 @@ rollout
 ref
 )",
                                           eager, fa3, sdpa, tiled, fa3, sdpa)));
-  EXPECT_THAT(told, HasSubstr(role_on_its_own("ref", "forward") + "critic\n"));
+  EXPECT_THAT(
+      told, HasSubstr(role_on_its_own("ref", "forward") + role_on_its_own("critic", "forward and backward")));
   EXPECT_THAT(told, HasSubstr(role_on_its_own("reward_model", "forward") +
                               "\nparity: bitwise; actor and rollout differ\n  layers 2-7: "));
-  EXPECT_THAT(r.roles.at(Role::ref).front().explain(), role_on_its_own("ref", "forward"));
+  EXPECT_THAT(resolved.roles.at(Role::ref).front().explain(), role_on_its_own("ref", "forward"));
 }
 
 TEST_F(RolesTest, JsonHasTheDocumentedForm) {
