@@ -23,9 +23,10 @@ struct KvCacheConfig {
   int kv_heads = 0;
   int head_dim = 0;                  // of keys
   int value_head_dim = 0;            // 0: as head_dim
-  DType dtype = DType::bfloat16;
+  DType dtype = DType::bfloat16;     // float8_e4m3: quantised by `store`, with the scales below (src/kv/quantise.h)
   int page_size = 16;                // tokens; a power of two from 1 to 256
   std::int64_t pages = 0;            // in the pool, shared by all layers: page p of every layer belongs together
+  std::vector<float> key_scales{}, value_scales{};  // [layers, kv_heads], finite and above 0; exactly if float8_e4m3
   PrefixHash prefix_hash = nullptr;  // null: the cache's own. Any function is right; a good one is fast
   Status validate() const;
 };
@@ -61,6 +62,8 @@ class KvCache {
   const KvCacheConfig& config() const;
   TensorView keys(int layer) const;    // [pages, page_size, kv_heads, head_dim]
   TensorView values(int layer) const;  // [pages, page_size, kv_heads, value_head_dim]
+  TensorView key_scales(int layer) const;    // [kv_heads] float32; empty unless the pages hold float8_e4m3
+  TensorView value_scales(int layer) const;
 
   // An empty sequence. `salt` stands for all that keys and values depend on besides the tokens: the model's weights, an
   // adapter. Sequences share prefixes only with those of the same salt.
@@ -109,7 +112,8 @@ class KvCache {
   std::int64_t used_pages() const;     // of sequences; free_pages() + used_pages() = config().pages at all times
   int references(std::int32_t page) const;
 
-  // Writes keys [tokens, kv_heads, head_dim] and values to slots that append returned. Checks types, shapes, and that
+  // Writes keys [tokens, kv_heads, head_dim] and values to slots that append returned: bits as they are, or codes of any
+  // type of computation in a float8_e4m3 cache. Checks types, shapes, and that
   // each slot lies in the pool and in an unpublished page with exactly one owner; writes nothing if one does not.
   Status store(int layer, std::span<const std::int64_t> slots, const TensorView& k, const TensorView& v);
 

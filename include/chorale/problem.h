@@ -1,6 +1,7 @@
 // Problem: what one layer's attention computes. It knows nothing of hardware, batch or role.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "chorale/mask.h"
@@ -24,6 +25,9 @@ struct Problem {
   int head_dim = 0;                    // of queries and keys, 1 to 256
   int value_head_dim = 0;              // of values and outputs, 1 to 256; 0: as head_dim
   DType dtype = DType::bfloat16;       // of q, k, v and their gradients; sums are float32
+  // What k and v are kept in; none: dtype. The alternative is float8_e4m3 with a scale for each KV head: an element then
+  // stands for float(code) * scale, rounded to dtype, and gradients are those of that value.
+  std::optional<DType> kv_dtype{};
   float scale = 0;                     // 0: 1 / sqrt(head_dim)
   Mask mask{};
   Score score{};
@@ -32,6 +36,8 @@ struct Problem {
 
   int group_size() const { return query_heads / kv_heads; }
   int value_dim() const { return value_head_dim == 0 ? head_dim : value_head_dim; }
+  DType kv_dtype_or_default() const { return kv_dtype.value_or(dtype); }
+  bool has_kv_scales() const { return kv_dtype_or_default() == DType::float8_e4m3; }
   float scale_or_default() const;
   Status validate() const;             // names the field, the value and the limit
   std::string describe() const;        // one line

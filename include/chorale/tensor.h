@@ -14,12 +14,17 @@
 
 namespace chorale {
 
-enum class DType : std::uint8_t { float32, bfloat16, float16 };
-std::string_view name(DType dtype);                  // "float32", "bfloat16", "float16"
-Result<DType> parse_dtype(std::string_view text);    // the names above and "fp32", "bf16", "fp16"
-constexpr std::size_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }  // bytes
+// float8_e4m3 is for KV caches only: nothing computes in it.
+enum class DType : std::uint8_t { float32, bfloat16, float16, float8_e4m3 };
+std::string_view name(DType dtype);                  // "float32", "bfloat16", "float16", "float8_e4m3"
+Result<DType> parse_dtype(std::string_view text);    // the names above and "fp32", "bf16", "fp16", "fp8_e4m3"
+constexpr bool is_compute_type(DType dtype) { return dtype != DType::float8_e4m3; }
+constexpr std::size_t size_of(DType dtype) {         // bytes
+  return dtype == DType::float32 ? 4 : dtype == DType::float8_e4m3 ? 1 : 2;
+}
 
-// Storage only; conversions are in src/base/float.h. bfloat16 is the upper half of a float32; float16 is IEEE binary16.
+// Storage only; conversions are in src/base/float.h. bfloat16 is the upper half of a float32; float16 is IEEE binary16;
+// float8_e4m3 is OCP's E4M3: bias 7, largest value 448, no infinity, 0x7f and 0xff are NaN.
 struct bfloat16 {
   std::uint16_t bits;
   bool operator==(const bfloat16&) const = default;
@@ -27,6 +32,10 @@ struct bfloat16 {
 struct float16 {
   std::uint16_t bits;
   bool operator==(const float16&) const = default;
+};
+struct float8_e4m3 {
+  std::uint8_t bits;
+  bool operator==(const float8_e4m3&) const = default;
 };
 
 // A view of up to four dimensions over memory that somebody else owns and keeps alive (as in DLPack, const-ness is a
@@ -73,7 +82,7 @@ class Tensor {
   std::size_t bytes() const { return static_cast<std::size_t>(elements()) * size_of(view_.dtype); }
   bool empty() const { return view_.data == nullptr; }
 
-  // The elements as T, which must be the storage type of dtype() (float, bfloat16, float16).
+  // The elements as T, which must be the storage type of dtype() (float, bfloat16, float16, float8_e4m3).
   template <class T>
   std::span<T> as() const {
     return {static_cast<T*>(view_.data), static_cast<std::size_t>(elements())};

@@ -30,4 +30,29 @@ float16 from_float<float16>(float x) {
   return {static_cast<std::uint16_t>(sign | ((rounded - (112u << 23)) >> 13))};
 }
 
+float to_float(float8_e4m3 x) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x80u) << 24;
+  const std::uint32_t magnitude = x.bits & 0x7fu;
+  if (magnitude == 0x7f) return std::bit_cast<float>(sign | 0x7fc00000u);
+  if (magnitude >= 8) return std::bit_cast<float>(sign | ((magnitude + (120u << 3)) << 20));
+  const float subnormal = static_cast<float>(magnitude) * 0x1p-9f;  // or zero, exact
+  return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(subnormal));
+}
+
+template <>
+float8_e4m3 from_float<float8_e4m3>(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  const auto sign = static_cast<std::uint8_t>((bits >> 24) & 0x80u);
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {static_cast<std::uint8_t>(sign | 0x7fu)};   // NaN
+  if (magnitude >= 0x43e00000u) return {static_cast<std::uint8_t>(sign | 0x7eu)};  // 448 and more
+  if (magnitude < 0x3c800000u) {                                                   // below the smallest normal
+    // Adding 2^14 lets the float unit round to a multiple of 2^-9, ties to even.
+    const float rounded = std::bit_cast<float>(magnitude) + 0x1p14f;
+    return {static_cast<std::uint8_t>(sign | (std::bit_cast<std::uint32_t>(rounded) - std::bit_cast<std::uint32_t>(0x1p14f)))};
+  }
+  const std::uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
+  return {static_cast<std::uint8_t>(sign | ((rounded - (120u << 23)) >> 20))};
+}
+
 }  // namespace chorale

@@ -14,6 +14,7 @@ std::string_view name(DType dtype) {
     case DType::float32: return "float32";
     case DType::bfloat16: return "bfloat16";
     case DType::float16: return "float16";
+    case DType::float8_e4m3: return "float8_e4m3";
   }
   return "unknown";
 }
@@ -22,7 +23,8 @@ Result<DType> parse_dtype(std::string_view text) {
   if (text == "float32" || text == "fp32") return DType::float32;
   if (text == "bfloat16" || text == "bf16") return DType::bfloat16;
   if (text == "float16" || text == "fp16") return DType::float16;
-  return Status::invalid_argument(fmt::format("dtype '{}': must be float32, bfloat16 or float16", text));
+  if (text == "float8_e4m3" || text == "fp8_e4m3") return DType::float8_e4m3;
+  return Status::invalid_argument(fmt::format("dtype '{}': must be float32, bfloat16, float16 or float8_e4m3", text));
 }
 
 TensorView TensorView::contiguous(const void* data, DType dtype, std::span<const std::int64_t> shape) {

@@ -39,6 +39,10 @@ Status Problem::validate() const {
     return Status::invalid_argument(
         fmt::format("dtype {}: must be float32, bfloat16 or float16", static_cast<int>(dtype)));
   }
+  if (kv_dtype_or_default() != dtype && kv_dtype != DType::float8_e4m3) {
+    return Status::invalid_argument(fmt::format("kv_dtype {}: must be float8_e4m3, or {} as dtype is",
+                                                name(kv_dtype_or_default()), name(dtype)));
+  }
   if (!std::isfinite(scale) || scale < 0) {
     return Status::invalid_argument(
         fmt::format("scale {}: must be finite and positive, or 0 for 1 / sqrt(head_dim)", scale));
@@ -54,7 +58,9 @@ Status Problem::validate() const {
 std::string Problem::describe() const {
   std::string text = fmt::format("{} query heads, {} KV heads, head_dim {}", query_heads, kv_heads, head_dim);
   if (value_dim() != head_dim) text += fmt::format(", value_head_dim {}", value_dim());
-  text += fmt::format(", {}, scale {}", name(dtype), scale_or_default());
+  text += fmt::format(", {}", name(dtype));
+  if (has_kv_scales()) text += fmt::format(", keys and values in {}", name(kv_dtype_or_default()));
+  text += fmt::format(", scale {}", scale_or_default());
   if (!mask.is_all()) text += fmt::format(", mask \"{}\"", mask.to_string());
   if (!score.is_identity()) text += fmt::format(", score \"{}\"", score.to_string());
   if (sinks) text += ", sinks";

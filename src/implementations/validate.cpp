@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/float.h"
 #include "implementations/views.h"
+#include "kv/quantise.h"
 #include "mask/program.h"
 #include "mask/table.h"
 
@@ -65,12 +67,27 @@ Status check_views(std::span<const NamedView> tensors) {
   return check_disjoint(tensors);
 }
 
-// `view` belongs to the call exactly if the problem has sinks.
-Status check_given_with_sinks(std::string_view name, const TensorView& view, const Problem& problem) {
-  if (problem.sinks == !view.empty()) return Status::ok();
+// `view` belongs to the call exactly if the problem has `what` it is for.
+Status check_given_with(bool wanted, std::string_view what, std::string_view name, const TensorView& view) {
+  if (wanted == !view.empty()) return Status::ok();
   return Status::invalid_argument(
-      problem.sinks ? fmt::format("{}: must be given, since the problem has sinks", name)
-                    : fmt::format("{}: must be left empty, since the problem has no sinks", name));
+      wanted ? fmt::format("{}: must be given, since the problem has {}", name, what)
+             : fmt::format("{}: must be left empty, since the problem has no {}", name, what));
+}
+Status check_given_with_sinks(std::string_view name, const TensorView& view, const Problem& problem) {
+  return check_given_with(problem.sinks, "sinks", name, view);
+}
+
+// Scales of k and v: given if the problem has them, of the right shape, and each of them usable.
+Status check_kv_scales(const Problem& problem, const TensorView& k_scale, const TensorView& v_scale) {
+  for (const auto& [name, view] : {std::pair("k_scale", &k_scale), std::pair("v_scale", &v_scale)}) {
+    CHORALE_RETURN_IF_ERROR(check_given_with(problem.has_kv_scales(), "float8 keys and values", name, *view));
+    if (!problem.has_kv_scales()) continue;
+    CHORALE_RETURN_IF_ERROR(check_view({name, view, Access::read, DType::float32, {problem.kv_heads}}));
+    for (int head = 0; head < problem.kv_heads; ++head)
+      CHORALE_RETURN_IF_ERROR(check_kv_scale(name, head, load_element(view->data, view->dtype, head * view->stride[0])));
+  }
+  return Status::ok();
 }
 
 Status check_pages(const Batch& batch, std::int64_t pages) {
@@ -123,15 +140,20 @@ Status check_forward(const Plan& plan, std::string_view implementation, const Fo
   const Problem& problem = plan.problem();
   const Shapes shapes{problem, plan.batch()};
   CHORALE_RETURN_IF_ERROR(check_given_with_sinks("sinks", tensors.sinks, problem));
+  CHORALE_RETURN_IF_ERROR(check_kv_scales(problem, tensors.k_scale, tensors.v_scale));
   std::vector<NamedView> given{
       {"q", &tensors.q, Access::read, problem.dtype, shapes.query()},
-      {"k", &tensors.k, Access::read, problem.dtype, shapes.keys()},
-      {"v", &tensors.v, Access::read, problem.dtype, shapes.values(tensors.k)},
+      {"k", &tensors.k, Access::read, problem.kv_dtype_or_default(), shapes.keys()},
+      {"v", &tensors.v, Access::read, problem.kv_dtype_or_default(), shapes.values(tensors.k)},
       {"out", &tensors.out, Access::write, problem.dtype, shapes.output()},
   };
   if (!tensors.lse.empty())
     given.push_back({"lse", &tensors.lse, Access::write, DType::float32, shapes.lse()});
   if (problem.sinks) given.push_back({"sinks", &tensors.sinks, Access::read, DType::float32, shapes.sinks()});
+  if (problem.has_kv_scales()) {
+    given.push_back({"k_scale", &tensors.k_scale, Access::read, DType::float32, {problem.kv_heads}});
+    given.push_back({"v_scale", &tensors.v_scale, Access::read, DType::float32, {problem.kv_heads}});
+  }
   CHORALE_RETURN_IF_ERROR(check_views(given));
   return check_pages(plan.batch(), tensors.k.shape[0]);
 }
@@ -141,11 +163,12 @@ Status check_backward(const Plan& plan, std::string_view implementation, const B
   const Problem& problem = plan.problem();
   const Shapes shapes{problem, plan.batch()};
   CHORALE_RETURN_IF_ERROR(check_given_with_sinks("sinks", tensors.sinks, problem));
+  CHORALE_RETURN_IF_ERROR(check_kv_scales(problem, tensors.k_scale, tensors.v_scale));
   CHORALE_RETURN_IF_ERROR(check_given_with_sinks("grad_sinks", tensors.grad_sinks, problem));
   std::vector<NamedView> given{
       {"q", &tensors.q, Access::read, problem.dtype, shapes.query()},
-      {"k", &tensors.k, Access::read, problem.dtype, shapes.keys()},
-      {"v", &tensors.v, Access::read, problem.dtype, shapes.values(tensors.k)},
+      {"k", &tensors.k, Access::read, problem.kv_dtype_or_default(), shapes.keys()},
+      {"v", &tensors.v, Access::read, problem.kv_dtype_or_default(), shapes.values(tensors.k)},
       {"out", &tensors.out, Access::read, problem.dtype, shapes.output()},
       {"lse", &tensors.lse, Access::read, DType::float32, shapes.lse()},
       {"grad_out", &tensors.grad_out, Access::read, problem.dtype, shapes.output()},
@@ -156,6 +179,10 @@ Status check_backward(const Plan& plan, std::string_view implementation, const B
   if (problem.sinks) {
     given.push_back({"sinks", &tensors.sinks, Access::read, DType::float32, shapes.sinks()});
     given.push_back({"grad_sinks", &tensors.grad_sinks, Access::write, DType::float32, shapes.sinks()});
+  }
+  if (problem.has_kv_scales()) {
+    given.push_back({"k_scale", &tensors.k_scale, Access::read, DType::float32, {problem.kv_heads}});
+    given.push_back({"v_scale", &tensors.v_scale, Access::read, DType::float32, {problem.kv_heads}});
   }
   CHORALE_RETURN_IF_ERROR(check_views(given));
   return check_pages(plan.batch(), tensors.k.shape[0]);
@@ -173,6 +200,8 @@ Status check_same_problem(const Plan& plan, const Problem& problem) {
   CHORALE_RETURN_IF_ERROR(check("head_dim", planned.head_dim, problem.head_dim));
   CHORALE_RETURN_IF_ERROR(check("value_head_dim", planned.value_dim(), problem.value_dim()));
   CHORALE_RETURN_IF_ERROR(check("dtype", name(planned.dtype), name(problem.dtype)));
+  CHORALE_RETURN_IF_ERROR(
+      check("kv_dtype", name(planned.kv_dtype_or_default()), name(problem.kv_dtype_or_default())));
   CHORALE_RETURN_IF_ERROR(check("scale", planned.scale_or_default(), problem.scale_or_default()));
   CHORALE_RETURN_IF_ERROR(check("sinks", planned.sinks, problem.sinks));
   CHORALE_RETURN_IF_ERROR(check("first_query_head", planned.first_query_head, problem.first_query_head));

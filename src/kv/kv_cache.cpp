@@ -8,6 +8,7 @@
 #include "chorale/problem.h"
 #include "kv/kv_cache_state.h"
 #include "kv/page_size.h"
+#include "kv/quantise.h"
 
 namespace chorale {
 namespace {
@@ -27,13 +28,25 @@ Status KvCacheConfig::validate() const {
   CHORALE_RETURN_IF_ERROR(check_range("head_dim", head_dim, 1, Problem::max_head_dim));
   CHORALE_RETURN_IF_ERROR(check_range("value_head_dim", value_head_dim, 0, Problem::max_head_dim));
   CHORALE_RETURN_IF_ERROR(check_page_size(page_size));
-  return check_range("pages", pages, 1, max_int32);  // block tables hold int32
+  CHORALE_RETURN_IF_ERROR(check_range("pages", pages, 1, max_int32));  // block tables hold int32
+  for (const auto& [name, scales] :
+       {std::pair("key_scales", &key_scales), std::pair("value_scales", &value_scales)}) {
+    const std::int64_t wanted = is_compute_type(dtype) ? 0 : std::int64_t{layers} * kv_heads;
+    if (std::ssize(*scales) != wanted)
+      return Status::invalid_argument(
+          fmt::format("{} has {} elements: must have {} for {} layers of {} heads in {}", name,
+                      scales->size(), wanted, layers, kv_heads, chorale::name(dtype)));
+    for (std::int64_t i = 0; i < wanted; ++i)
+      CHORALE_RETURN_IF_ERROR(check_kv_scale(name, i, (*scales)[static_cast<std::size_t>(i)]));
+  }
+  return Status::ok();
 }
 
 Result<Sequence*> KvCache::State::find(SequenceId id) {
   const auto found = sequences.find(id);
   if (found != sequences.end()) return &found->second;
-  if (id >= 0 && id < next_id) return Status::not_found(fmt::format("sequence {}: it was freed or swapped out", id));
+  if (id >= 0 && id < next_id)
+    return Status::not_found(fmt::format("sequence {}: it was freed or swapped out", id));
   return Status::not_found(fmt::format("sequence {}: the cache never had it", id));
 }
 
@@ -119,6 +132,14 @@ TensorView KvCache::keys(int layer) const {
 
 TensorView KvCache::values(int layer) const {
   return state_->memory.has_layer(layer) ? state_->memory.values(layer) : TensorView{};
+}
+
+TensorView KvCache::key_scales(int layer) const {
+  return state_->memory.has_layer(layer) ? state_->memory.key_scales(layer) : TensorView{};
+}
+
+TensorView KvCache::value_scales(int layer) const {
+  return state_->memory.has_layer(layer) ? state_->memory.value_scales(layer) : TensorView{};
 }
 
 KvCache::SequenceId KvCache::add(std::uint64_t salt) {

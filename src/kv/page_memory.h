@@ -19,6 +19,9 @@ class PageMemory {
   bool has_layer(int layer) const { return layer >= 0 && layer < static_cast<int>(layers_.size()); }
   TensorView keys(int layer) const { return view(layers_[static_cast<std::size_t>(layer)].keys); }
   TensorView values(int layer) const { return view(layers_[static_cast<std::size_t>(layer)].values); }
+  // Empty where nothing is quantised.
+  TensorView key_scales(int layer) const { return scales(layers_[static_cast<std::size_t>(layer)].keys); }
+  TensorView value_scales(int layer) const { return scales(layers_[static_cast<std::size_t>(layer)].values); }
 
   // Whether rows [tokens, kv_heads, dim] can be stored.
   Status check_rows(int layer, std::int64_t tokens, const TensorView& k, const TensorView& v) const;
@@ -37,6 +40,7 @@ class PageMemory {
     ZeroedMemory memory;
     int dim;
     std::size_t token_bytes;
+    std::span<const float> scales;  // of each head, in config_; empty where nothing is quantised
 
     std::byte* slot(std::int64_t index) const {
       return memory.data() + static_cast<std::size_t>(index) * token_bytes;
@@ -48,6 +52,7 @@ class PageMemory {
 
   explicit PageMemory(const KvCacheConfig& config) : config_(config) {}
   TensorView view(const Side& side) const;
+  static TensorView scales(const Side& side);
   void write(const Side& side, std::span<const std::int64_t> slots, const TensorView& rows);
   // Calls f(side, start of the page, bytes of its first `tokens` tokens) for the keys and values of each
   // layer.

@@ -210,7 +210,8 @@ Status ModelConfig::validate() const {
     return Status::invalid_argument(fmt::format("rms_norm_eps {}: must be a finite number of at least 0", rms_norm_eps));
   if (!std::isfinite(rope_theta) || rope_theta <= 0)
     return Status::invalid_argument(fmt::format("rope_theta {}: must be a finite number above 0", rope_theta));
-  if (compute_dtype == DType::float16) return Status::unsupported("compute_dtype float16: must be float32 or bfloat16");
+  if (compute_dtype != DType::float32 && compute_dtype != DType::bfloat16)
+    return Status::unsupported(fmt::format("compute_dtype {}: must be float32 or bfloat16", name(compute_dtype)));
   for (const auto& [key, token] : {std::pair("bos_token_id", bos_token_id), std::pair("eos_token_id", eos_token_id)})
     if (token < -1 || token >= vocab_size)
       return Status::out_of_range(fmt::format("{} {}: must be below vocab_size {}", key, token, vocab_size));

@@ -159,51 +159,86 @@ float max_array(const float* x, std::int64_t count) {
   return fold(count, -std::numeric_limits<float>::infinity(), MaxStep{x}, MaxStep::larger);
 }
 
-// 16-bit types, a vector at a time: widen(u16 vector) and narrow(float vector) are per type.
+// Narrow types, a vector at a time: widen(vector of bits) and narrow(vector of float) are per type.
 struct Bfloat16Codec {
-  using D16 = hn::Rebind<std::uint16_t, D>;
+  using Bits = std::uint16_t;
+  using DB = hn::Rebind<Bits, D>;
   using DU = hn::RebindToUnsigned<D>;
-  static HWY_INLINE V widen(hn::Vec<D16> x) { return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), x))); }
-  static HWY_INLINE hn::Vec<D16> narrow(V x) {
+  static HWY_INLINE V widen(hn::Vec<DB> x) { return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), x))); }
+  static HWY_INLINE hn::Vec<DB> narrow(V x) {
     const DU du;
     const auto bits = hn::BitCast(du, x);
     const auto upper = hn::ShiftRight<16>(bits);
     const auto odd = hn::And(upper, hn::Set(du, 1));
     const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
     const auto nan = hn::RebindMask(du, hn::IsNaN(x));
-    return hn::TruncateTo(D16(), hn::IfThenElse(nan, hn::Or(upper, hn::Set(du, 0x40)), rounded));
+    return hn::TruncateTo(DB(), hn::IfThenElse(nan, hn::Or(upper, hn::Set(du, 0x40)), rounded));
   }
 };
 struct Float16Codec {
-  using D16 = hn::Rebind<std::uint16_t, D>;
+  using Bits = std::uint16_t;
+  using DB = hn::Rebind<Bits, D>;
   using DH = hn::Rebind<hwy::float16_t, D>;
-  static HWY_INLINE V widen(hn::Vec<D16> x) { return hn::PromoteTo(D(), hn::BitCast(DH(), x)); }
-  static HWY_INLINE hn::Vec<D16> narrow(V x) { return hn::BitCast(D16(), hn::DemoteTo(DH(), x)); }
+  static HWY_INLINE V widen(hn::Vec<DB> x) { return hn::PromoteTo(D(), hn::BitCast(DH(), x)); }
+  static HWY_INLINE hn::Vec<DB> narrow(V x) { return hn::BitCast(DB(), hn::DemoteTo(DH(), x)); }
+};
+
+// As base/float.cpp does it, all cases at once.
+struct Float8E4m3Codec {
+  using Bits = std::uint8_t;
+  using DB = hn::Rebind<Bits, D>;
+  using DU = hn::RebindToUnsigned<D>;
+  static HWY_INLINE V widen(hn::Vec<DB> x) {
+    const DU du;
+    const hn::RebindToSigned<D> di;
+    const auto code = hn::PromoteTo(du, x);
+    const auto magnitude = hn::And(code, hn::Set(du, 0x7f));
+    const auto sign = hn::ShiftLeft<24>(hn::And(code, hn::Set(du, 0x80)));
+    const auto normal = hn::ShiftLeft<20>(hn::Add(magnitude, hn::Set(du, 120u << 3)));
+    const auto subnormal = hn::BitCast(du, hn::Mul(hn::ConvertTo(D(), hn::BitCast(di, magnitude)), hn::Set(D(), 0x1p-9f)));
+    const auto finite = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 8)), subnormal, normal);
+    return hn::BitCast(D(), hn::Or(sign, hn::IfThenElse(hn::Eq(magnitude, hn::Set(du, 0x7f)), hn::Set(du, 0x7fc00000), finite)));
+  }
+  static HWY_INLINE hn::Vec<DB> narrow(V x) {
+    const DU du;
+    const auto bits = hn::BitCast(du, x);
+    const auto magnitude = hn::And(bits, hn::Set(du, 0x7fffffff));
+    const auto sign = hn::And(hn::ShiftRight<24>(bits), hn::Set(du, 0x80));
+    const auto odd = hn::And(hn::ShiftRight<20>(magnitude), hn::Set(du, 1));
+    const auto rounded = hn::Add(hn::Add(magnitude, hn::Set(du, 0x7ffff)), odd);
+    const auto normal = hn::ShiftRight<20>(hn::Sub(rounded, hn::Set(du, 120u << 23)));
+    const V shift = hn::Set(D(), 0x1p14f);
+    const auto subnormal = hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(D(), magnitude), shift)), hn::BitCast(du, shift));
+    auto code = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 0x3c800000)), subnormal, normal);
+    code = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 0x43e00000)), code, hn::Set(du, 0x7e));
+    code = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x7f800000)), hn::Set(du, 0x7f), code);
+    return hn::TruncateTo(DB(), hn::Or(sign, code));
+  }
 };
 
 template <class Codec>
-HWY_INLINE void widen_array(const std::uint16_t* from, float* to, std::int64_t count) {
-  const typename Codec::D16 d16;
+HWY_INLINE void widen_array(const typename Codec::Bits* from, float* to, std::int64_t count) {
+  const typename Codec::DB db;
   std::int64_t i = 0;
-  for (; i + N <= count; i += N) hn::StoreU(Codec::widen(hn::LoadU(d16, from + i)), D(), to + i);
-  if (i == count) return;
-  std::uint16_t in[16] = {};
+  for (; i + N <= count; i += N) hn::StoreU(Codec::widen(hn::LoadU(db, from + i)), D(), to + i);
+  if (i >= count) return;
+  typename Codec::Bits in[16] = {};
   alignas(64) float out[16];
-  std::memcpy(in, from + i, static_cast<std::size_t>(count - i) * 2);
-  hn::Store(Codec::widen(hn::LoadU(d16, in)), D(), out);
+  std::memcpy(in, from + i, static_cast<std::size_t>(count - i) * sizeof(typename Codec::Bits));
+  hn::Store(Codec::widen(hn::LoadU(db, in)), D(), out);
   std::memcpy(to + i, out, static_cast<std::size_t>(count - i) * 4);
 }
 template <class Codec>
-HWY_INLINE void narrow_array(const float* from, std::uint16_t* to, std::int64_t count) {
-  const typename Codec::D16 d16;
+HWY_INLINE void narrow_array(const float* from, typename Codec::Bits* to, std::int64_t count) {
+  const typename Codec::DB db;
   std::int64_t i = 0;
-  for (; i + N <= count; i += N) hn::StoreU(Codec::narrow(hn::LoadU(D(), from + i)), d16, to + i);
-  if (i == count) return;
+  for (; i + N <= count; i += N) hn::StoreU(Codec::narrow(hn::LoadU(D(), from + i)), db, to + i);
+  if (i >= count) return;
   alignas(64) float in[16] = {};
-  std::uint16_t out[16];
+  typename Codec::Bits out[16];
   std::memcpy(in, from + i, static_cast<std::size_t>(count - i) * 4);
-  hn::StoreU(Codec::narrow(hn::Load(D(), in)), d16, out);
-  std::memcpy(to + i, out, static_cast<std::size_t>(count - i) * 2);
+  hn::StoreU(Codec::narrow(hn::Load(D(), in)), db, out);
+  std::memcpy(to + i, out, static_cast<std::size_t>(count - i) * sizeof(typename Codec::Bits));
 }
 
 void to_float_array(const void* from, DType dtype, float* to, std::int64_t count) {
@@ -211,6 +246,7 @@ void to_float_array(const void* from, DType dtype, float* to, std::int64_t count
     case DType::float32: std::memcpy(to, from, static_cast<std::size_t>(count) * 4); return;
     case DType::bfloat16: return widen_array<Bfloat16Codec>(static_cast<const std::uint16_t*>(from), to, count);
     case DType::float16: return widen_array<Float16Codec>(static_cast<const std::uint16_t*>(from), to, count);
+    case DType::float8_e4m3: return widen_array<Float8E4m3Codec>(static_cast<const std::uint8_t*>(from), to, count);
   }
 }
 void from_float_array(const float* from, DType dtype, void* to, std::int64_t count) {
@@ -218,6 +254,7 @@ void from_float_array(const float* from, DType dtype, void* to, std::int64_t cou
     case DType::float32: std::memcpy(to, from, static_cast<std::size_t>(count) * 4); return;
     case DType::bfloat16: return narrow_array<Bfloat16Codec>(from, static_cast<std::uint16_t*>(to), count);
     case DType::float16: return narrow_array<Float16Codec>(from, static_cast<std::uint16_t*>(to), count);
+    case DType::float8_e4m3: return narrow_array<Float8E4m3Codec>(from, static_cast<std::uint8_t*>(to), count);
   }
 }
 

@@ -25,7 +25,7 @@ Status supported();
 // "avx2" or "avx512": what runs here, after CHORALE_SIMD.
 std::string level();
 
-// Conversions, exact upwards, rounded to nearest even downwards.
+// Conversions, exact upwards, rounded to nearest even downwards; float8_e4m3 saturates.
 void to_float(const void* from, DType dtype, float* to, std::int64_t count);
 void from_float(const float* from, DType dtype, void* to, std::int64_t count);
 

@@ -122,28 +122,36 @@ TEST(Math, MaxKeepsNan) {
   }
 }
 
+template <class T>
+void expect_scalar_conversions(std::span<const float> x) {
+  const auto count = static_cast<std::int64_t>(x.size());
+  std::vector<T> narrow(x.size());
+  std::vector<float> wide(x.size());
+  simd::from_float(x.data(), dtype_of<T>(), narrow.data(), count);
+  simd::to_float(narrow.data(), dtype_of<T>(), wide.data(), count);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const T expected = from_float<T>(x[i]);
+    if (std::isnan(x[i])) {
+      EXPECT_TRUE(std::isnan(wide[i])) << x[i];
+      continue;
+    }
+    ASSERT_EQ(narrow[i].bits, expected.bits) << x[i];
+    ASSERT_EQ(wide[i], to_float(expected)) << x[i];
+  }
+}
+
 TEST(Convert, AgreesWithTheScalarForms) {
   std::vector<float> x;
   for (std::uint64_t bits = 0; bits < (1ull << 32); bits += 4093) x.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
-  const auto count = static_cast<std::int64_t>(x.size());
-  std::vector<std::uint16_t> narrow(x.size());
-  std::vector<float> wide(x.size());
-  for (const DType dtype : {DType::bfloat16, DType::float16}) {
-    simd::from_float(x.data(), dtype, narrow.data(), count);
-    simd::to_float(narrow.data(), dtype, wide.data(), count);
-    for (std::size_t i = 0; i < x.size(); ++i) {
-      float expected;
-      std::uint16_t expected_bits = 0;
-      if (dtype == DType::bfloat16) expected_bits = from_float<bfloat16>(x[i]).bits, expected = to_float(bfloat16{expected_bits});
-      else expected_bits = from_float<float16>(x[i]).bits, expected = to_float(float16{expected_bits});
-      if (std::isnan(expected)) {
-        EXPECT_TRUE(std::isnan(wide[i])) << x[i];
-        continue;
-      }
-      ASSERT_EQ(narrow[i], expected_bits) << x[i];
-      ASSERT_EQ(wide[i], expected) << x[i];
-    }
+  for (int code = 0; code < 256; ++code) {  // every float8, and the middle between it and the next
+    const auto value = [](int c) { return to_float(float8_e4m3{static_cast<std::uint8_t>(c)}); };
+    x.push_back(value(code));
+    x.push_back((value(code) + value((code + 1) % 256)) / 2);
   }
+  expect_scalar_conversions<bfloat16>(x);
+  expect_scalar_conversions<float16>(x);
+  expect_scalar_conversions<float8_e4m3>(x);
+  expect_scalar_conversions<float8_e4m3>(std::span(x).first(5));  // less than a vector
 }
 
 }  // namespace

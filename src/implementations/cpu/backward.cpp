@@ -177,7 +177,8 @@ class Backward {
   }
 
   void load_keys(int sequence, int kv_head, const KeyTile& keys, Worker& worker) {
-    const KeyRows key_rows(plan_, tensors_.k, sequence, kv_head, false), value_rows(plan_, tensors_.v, sequence, kv_head, true);
+    const KeyRows key_rows(plan_, tensors_.k, tensors_.k_scale, sequence, kv_head, false);
+    const KeyRows value_rows(plan_, tensors_.v, tensors_.v_scale, sequence, kv_head, true);
     key_rows.load(keys.first, keys.count, worker.keys.data(), worker.key_row);
     value_rows.load(keys.first, keys.count, worker.values.data(), worker.value_row);
     simd::transpose(worker.keys.data(), worker.key_row, keys.count, problem_.head_dim, worker.keys_transposed.data(), tile_keys);

@@ -7,6 +7,7 @@
 #include "implementations/cpu/mutants.h"
 #include "implementations/cpu/order.h"
 #include "implementations/cpu/plan.h"
+#include "implementations/fingerprint.h"
 #include "implementations/validate.h"
 #include "simd/simd.h"
 
@@ -24,14 +25,15 @@ class CpuAttention final : public Implementation {
     return simd::supported();
   }
 
-  Fingerprint fingerprint(const Problem&, const Device&) const override {
-    return {{{"kernel", "cpu-tiled"},
-             {"arithmetic", "fp32-fma"},
-             {"T", fmt::format("{}", tile_keys)},
-             {"C", fmt::format("{}", chunk_keys)},
-             {"exp", "exp2-difference"},
-             {"p", "fp32"},
-             {"sums", "16-lane-tree"}}};
+  Fingerprint fingerprint(const Problem& problem, const Device&) const override {
+    return with_kv_dtype({{{"kernel", "cpu-tiled"},
+                           {"arithmetic", "fp32-fma"},
+                           {"T", fmt::format("{}", tile_keys)},
+                           {"C", fmt::format("{}", chunk_keys)},
+                           {"exp", "exp2-difference"},
+                           {"p", "fp32"},
+                           {"sums", "16-lane-tree"}}},
+                         problem);
   }
 
   Result<std::shared_ptr<const Plan>> plan(const Problem& problem, const Batch& batch, const Device& device) const override {

@@ -111,8 +111,8 @@ class Forward {
 
   // One chunk of keys from the empty state.
   void attend(const QueryBlock& block, std::int64_t chunk, Worker& worker, SoftmaxState& state) {
-    const KeyRows keys(plan_, tensors_.k, block.sequence, block.kv_head, false);
-    const KeyRows values(plan_, tensors_.v, block.sequence, block.kv_head, true);
+    const KeyRows keys(plan_, tensors_.k, tensors_.k_scale, block.sequence, block.kv_head, false);
+    const KeyRows values(plan_, tensors_.v, tensors_.v_scale, block.sequence, block.kv_head, true);
     state.reset(plan_.rows(block));
     const std::int64_t end = std::min(plan_.keys(block.sequence), (chunk + 1) * chunk_keys);
     for (std::int64_t first = chunk * chunk_keys; first < end; first += tile_keys) {

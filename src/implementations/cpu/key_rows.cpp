@@ -10,8 +10,11 @@ void load_row(const std::byte* from, DType dtype, std::int64_t stride, std::int6
   for (std::int64_t i = 0; i < count; ++i) to[i] = load_element(from, dtype, i * stride);
 }
 
-KeyRows::KeyRows(const TiledPlan& plan, const TensorView& tensor, int sequence, int kv_head, bool is_value)
+KeyRows::KeyRows(const TiledPlan& plan, const TensorView& tensor, const TensorView& scales, int sequence, int kv_head,
+                 bool is_value)
     : dtype_(tensor.dtype),
+      computed_(plan.problem().dtype),
+      scale_(scales.empty() ? 0 : load_element(scales.data, scales.dtype, kv_head * scales.stride[0])),
       dim_(tensor.shape[tensor.rank - 1]),
       dim_stride_(tensor.stride[tensor.rank - 1]),
       swap_pages_(is_mutant(plan.mutant(), Mutant::swap_value_pages) && is_value) {
@@ -38,7 +41,19 @@ const std::byte* KeyRows::row(std::int64_t position) const {
 }
 
 void KeyRows::load(std::int64_t first, std::int64_t count, float* out, std::int64_t out_row) const {
-  for (std::int64_t i = 0; i < count; ++i) load_row(row(first + i), dtype_, dim_stride_, dim_, out + i * out_row);
+  for (std::int64_t i = 0; i < count; ++i) {
+    load_row(row(first + i), dtype_, dim_stride_, dim_, out + i * out_row);
+    if (scale_ != 0) dequantise(out + i * out_row);
+  }
+}
+
+// As kv/quantise.h says.
+void KeyRows::dequantise(float* row) const {
+  simd::scale(row, scale_, dim_);
+  if (computed_ == DType::float32) return;
+  std::uint16_t rounded[Problem::max_head_dim];
+  simd::from_float(row, computed_, rounded, dim_);
+  simd::to_float(rounded, computed_, row, dim_);
 }
 
 }  // namespace chorale::tiled

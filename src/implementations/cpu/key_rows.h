@@ -15,8 +15,9 @@ void load_row(const std::byte* from, DType dtype, std::int64_t stride, std::int6
 // Keys or values of one sequence and KV head, by logical position.
 class KeyRows {
  public:
-  // `tensor`: packed [S, kv_heads, dim] or pages [pages, page_size, kv_heads, dim].
-  KeyRows(const TiledPlan& plan, const TensorView& tensor, int sequence, int kv_head, bool is_value);
+  // `tensor`: packed [S, kv_heads, dim] or pages [pages, page_size, kv_heads, dim]; codes where `scales` [kv_heads] is
+  // not empty.
+  KeyRows(const TiledPlan& plan, const TensorView& tensor, const TensorView& scales, int sequence, int kv_head, bool is_value);
 
   std::int64_t dim() const { return dim_; }
   // Rows of positions [first, first + count) to out, out_row floats apart.
@@ -24,9 +25,12 @@ class KeyRows {
 
  private:
   const std::byte* row(std::int64_t position) const;
+  void dequantise(float* row) const;
 
   const std::byte* base_;
   DType dtype_;
+  DType computed_;                              // what codes are rounded to
+  float scale_ = 0;                             // of codes; 0: not codes
   std::int64_t dim_, dim_stride_;
   std::int64_t page_stride_ = 0, row_stride_;   // in bytes
   const std::int32_t* pages_ = nullptr;         // of this sequence; none where packed

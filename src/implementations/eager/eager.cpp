@@ -6,6 +6,7 @@
 #include "base/float.h"
 #include "base/threads.h"
 #include "implementations/eager/softmax_row.h"
+#include "implementations/fingerprint.h"
 #include "implementations/validate.h"
 
 namespace chorale::eager {
@@ -27,12 +28,14 @@ std::optional<double> sink_of(const Problem& problem, const TensorView& sinks, i
 
 // One sequence and one KV head, with the query heads that share it: what one thread works on.
 struct Group {
+  const Plan& plan;
   const Problem& problem;
   const Batch& batch;
   int sequence, kv_head;
 
-  Group(const Plan& plan, std::int64_t index)
-      : problem(plan.problem()),
+  Group(const Plan& of, std::int64_t index)
+      : plan(of),
+        problem(plan.problem()),
         batch(plan.batch()),
         sequence(static_cast<int>(index / problem.kv_heads)),
         kv_head(static_cast<int>(index % problem.kv_heads)) {}
@@ -57,8 +60,8 @@ struct Group {
 
 void forward_group(const Group& group, const ForwardTensors& tensors) {
   const Problem& problem = group.problem;
-  const Matrix keys = read_keys(group.batch, group.sequence, tensors.k, group.kv_head);
-  const Matrix values = read_keys(group.batch, group.sequence, tensors.v, group.kv_head);
+  const Matrix keys = read_keys(group.plan, group.sequence, tensors.k, tensors.k_scale, group.kv_head);
+  const Matrix values = read_keys(group.plan, group.sequence, tensors.v, tensors.v_scale, group.kv_head);
   std::vector<double> query(static_cast<std::size_t>(problem.head_dim));
   group.for_each_query([&](std::int64_t row, int head, const Point& at) {
     read_row(tensors.q, {row, head}, query);
@@ -86,8 +89,8 @@ std::vector<double> backward_group(const Group& group, const BackwardTensors& te
   const Problem& problem = group.problem;
   const double scale = problem.scale_or_default();
   const bool plain = problem.score.is_identity();
-  const Matrix keys = read_keys(group.batch, group.sequence, tensors.k, group.kv_head);
-  const Matrix values = read_keys(group.batch, group.sequence, tensors.v, group.kv_head);
+  const Matrix keys = read_keys(group.plan, group.sequence, tensors.k, tensors.k_scale, group.kv_head);
+  const Matrix values = read_keys(group.plan, group.sequence, tensors.v, tensors.v_scale, group.kv_head);
   Matrix grad_keys = Matrix::zeros(keys.rows, keys.columns),
          grad_values = Matrix::zeros(values.rows, values.columns);
   std::vector<double> grad_sinks(static_cast<std::size_t>(problem.group_size()));
@@ -136,8 +139,8 @@ class Eager final : public Implementation {
 
   Status supports(const Problem& problem, const Device&, Phase) const override { return problem.validate(); }
 
-  Fingerprint fingerprint(const Problem&, const Device&) const override {
-    return {{{"kernel", "eager"}, {"arithmetic", "f64"}, {"order", "key-by-key"}, {"exp", "libm"}}};
+  Fingerprint fingerprint(const Problem& problem, const Device&) const override {
+    return with_kv_dtype({{{"kernel", "eager"}, {"arithmetic", "f64"}, {"order", "key-by-key"}, {"exp", "libm"}}}, problem);
   }
 
   Result<std::shared_ptr<const Plan>> plan(const Problem& problem, const Batch& batch,

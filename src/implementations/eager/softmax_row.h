@@ -10,8 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "chorale/batch.h"
-#include "chorale/problem.h"
+#include "chorale/implementation.h"
 #include "chorale/tensor.h"
 #include "mask/program.h"
 
@@ -42,8 +41,9 @@ void read_row(const TensorView& view, std::initializer_list<std::int64_t> index,
 void write_row(const TensorView& view, std::initializer_list<std::int64_t> index,
                std::span<const double> row);
 
-// One head of a sequence's keys (or values) in logical order: [kv_len, columns].
-Matrix read_keys(const Batch& batch, int sequence, const TensorView& keys, int kv_head);
+// One head of a sequence's keys (or values) in logical order: [kv_len, columns]. `scales` is empty unless they are codes
+// of an 8-bit type.
+Matrix read_keys(const Plan& plan, int sequence, const TensorView& keys, const TensorView& scales, int kv_head);
 
 double dot(std::span<const double> x, std::span<const double> y);
 // y += factor * x
