@@ -66,8 +66,8 @@ std::string summarize(const PictureOptions& o, const Mosaic& m) {
   const auto percent = [&](std::int64_t part) { return 100.0 * static_cast<double>(part) / pairs; };
   return fmt::format(
       "tiles    {} of {} x {}: {} empty, {} partial, {} full\n"
-      "visible  {} of {} pairs ({:.1f}%)\n"
-      "work     {:.1f}% of the pairs are skipped; {:.1f}% are computed with the mask, {:.1f}% without\n",
+      "visible  {} of {} pairs ({:.2f}%)\n"
+      "work     {:.2f}% of the pairs are skipped; {:.2f}% are computed with the mask, {:.2f}% without\n",
       m.tiles.total(), o.tile_q, o.tile_k, m.tiles.empty, m.tiles.partial, m.tiles.full, m.visible,
       m.pairs.total(), percent(m.visible), percent(m.pairs.empty), percent(m.pairs.partial),
       percent(m.pairs.full));

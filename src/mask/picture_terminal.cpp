@@ -11,6 +11,7 @@ namespace {
 // A cell inside full or empty tiles says so; where a partial tile comes in, its shade says how much is
 // visible.
 std::string_view block(const Cells::Cell& cell) {
+  if (cell.pairs == 0) return " ";  // behind the last query or key, in the rest of a tile
   if (!cell.partial && !cell.empty) return "█";
   if (!cell.partial && !cell.full) return "·";
   if (cell.visible == 0) return "░";

@@ -46,7 +46,7 @@ TEST(Program, SharedPartsStayLinear) {
 
 TEST(Program, DepthIsNoDanger) {
   Expr left = expr::q() < 0, right = left, squares = expr::q();
-  for (int i = 1; i < 100000; ++i) {
+  for (int i = 1; i < 40000; ++i) {
     left = left || expr::q() == i;
     right = (expr::q() == i) || right;
     squares = squares * squares + i;
