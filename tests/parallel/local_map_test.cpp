@@ -2,10 +2,7 @@
 // heads_over_ranks_test.cpp.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdlib>
 #include <numeric>
 
 #include "chorale/parallel.h"
@@ -155,36 +152,6 @@ TEST(ShardHeads, NamesHeadsAndRanksThatDoNotDivide) {
   EXPECT_EQ(status.code(), Code::invalid_argument);
   EXPECT_THAT(status.message(), HasSubstr("kv_heads 6: must divide by the 4 ranks"));
   EXPECT_FALSE(shard_heads(Problem{}, PretendRank(0, 1))) << "an invalid problem has no parts";
-}
-
-// In a child, since this process must not initialise MPI itself: the next test's setting would come too late.
-int exit_status_of(const std::function<int()>& body) {
-  const pid_t child = ::fork();
-  if (child == 0) std::exit(body());
-  int status = 0;
-  EXPECT_EQ(::waitpid(child, &status, 0), child);
-  EXPECT_TRUE(WIFEXITED(status));
-  return WEXITSTATUS(status);
-}
-
-TEST(MpiWorld, IsTheProcessAloneWithoutALauncher) {
-  EXPECT_EQ(exit_status_of([] {
-              const auto world = mpi_world();
-              return world && (*world)->size() == 1 && mpi_world().value() == *world ? 0 : 1;
-            }),
-            0);
-}
-
-TEST(MpiWorld, SaysSoWhenMpiCannotStart) {
-  EXPECT_EQ(exit_status_of([] {
-              ::setenv("OMPI_MCA_pml", "no_such_component", 1);
-              const auto world = mpi_world();
-              return world.status().code() == Code::unsupported &&
-                             world.status().message().find("MPI cannot start here") != std::string::npos
-                         ? 7
-                         : 1;
-            }),
-            7);
 }
 
 }  // namespace
