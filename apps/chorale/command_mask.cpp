@@ -73,7 +73,16 @@ Result<Table> parse_table(const std::string& argument) {
     for (const char c : value) c == ';' ? text += "],[" : text += c;
     text += value.find(';') == std::string::npos ? "]" : "]]";
   }
-  const Json json = Json::parse(text, nullptr, false);
+  // What lies deeper than rows is not kept: a hostile file would only use up the stack.
+  bool too_deep = false;
+  const auto shallow = [&](int depth, Json::parse_event_t event, const Json&) {
+    const bool opens =
+        event == Json::parse_event_t::array_start || event == Json::parse_event_t::object_start;
+    too_deep = too_deep || (opens && depth >= 2);
+    return !too_deep;
+  };
+  const Json json = Json::parse(text, shallow, false);
+  if (too_deep) return Status::invalid_argument(fmt::format("table {}: nested more than 2 deep", name));
   if (json.is_discarded())
     return Status::invalid_argument(fmt::format("table {}: {} is not {}", name, value.substr(0, 60),
                                                 value.starts_with('@') ? "JSON" : "a list of numbers"));

@@ -180,7 +180,8 @@ TEST_F(MaskCommand, RefusesInOneSentence) {
   EXPECT_EQ(error({"causal", "--table", "ids=99999999999"}), "table ids: 99999999999 is beyond 32 bits");
   EXPECT_THAT(error({"causal", "--table", "ids=@" + path("none.json")}), HasSubstr("none.json"));
   EXPECT_THAT(error({"causal", "--table", "ids=@" + path("broken.json")}), HasSubstr("is not JSON"));
-  EXPECT_THAT(error({"causal", "--table", "ids=@" + path("deep.json")}), HasSubstr("table ids"));
+  EXPECT_THAT(error({"causal", "--table", "ids=@" + path("deep.json")}),
+              HasSubstr("nested more than 2 deep"));
   EXPECT_THAT(error({"ids[k] == 0", "--table", "ids=1,2,3"}),
               HasSubstr("index k goes from 0 to 511, but the table has 3 values"));
   EXPECT_THAT(error({"causal", "--svg", path("no/such/folder.svg")}), HasSubstr("folder.svg"));
