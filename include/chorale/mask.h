@@ -10,7 +10,8 @@
 //
 // Arithmetic. Integers are 64-bit and saturate; `/` and `%` round toward minus infinity; dividing by zero gives 0.
 // Floats in a mask are float32, each operation rounded to nearest, so every implementation sees the same mask. A score
-// is float32 in the kernels and float64 in `eager`. `and`, `or`, `not` and comparisons give booleans.
+// is float32 in the kernels and float64 in `eager`. Floats follow IEEE 754: x / 0.0 is an infinity or NaN. `and`, `or`,
+// `not` and comparisons give booleans. Every operand is evaluated: a condition does not guard a table's index.
 //
 // docs/masks.md has the grammar of the text form and the rules of interval evaluation.
 #pragma once
@@ -30,7 +31,7 @@ namespace chorale {
 class Program;  // src/mask/program.h
 
 // A constant array that programs index: one dimension t[i], or two t[i, j]. Values are int32 or float32. Immutable;
-// copies share the values. An index outside the table is an error of Attention::plan, found by interval evaluation
+// copies share the values. The name is how text and with_tables() refer to it: letters, digits and _, not a digit first. An index outside the table is an error of Attention::plan, found by interval evaluation
 // before anything runs; write t[max(k - 1, 0)] where a program needs a neighbour.
 class Table {
  public:
@@ -55,6 +56,7 @@ class Table {
 
 // A value inside a program under construction: an integer, a float or a boolean. Mixing integers and floats converts
 // to float. A type error (adding booleans, say) makes the expression invalid; Mask::from or Score::from reports it.
+// Expressions share their parts and may be of any depth.
 class Expr {
  public:
   Expr(int constant);           // NOLINT: constants convert
@@ -116,7 +118,8 @@ class Mask {
   bool is_all() const;                 // everything visible, known without evaluating
   std::string to_string() const;       // canonical text; parse(to_string()) gives an equal program
   const Program& program() const { return *program_; }
-  // The same mask with its tables replaced by those of the same name, rank and type; others are left as they are.
+  // The same mask with its tables replaced by those of the same name, which must have the same rank and type; tables
+  // that are not named stay, names that the mask does not use are ignored.
   Result<Mask> with_tables(std::span<const Table> tables) const;
 
  private:
@@ -132,7 +135,7 @@ namespace mask {
 Mask all();
 Mask causal();                                          // k <= q
 Mask window(std::int64_t size);                         // q - k < size: with causal(), exactly `size` keys
-Mask window(std::int64_t left, std::int64_t right);     // q - k <= left and k - q <= right; -1: no limit on that side
+Mask window(std::int64_t left, std::int64_t right);     // q - k <= left and k - q <= right; below 0: no limit there
 Mask prefix_lm(std::int64_t prefix);                    // k < prefix or k <= q
 Mask document(const Table& ids);                        // ids[q] == ids[k], or ids[b, q] == ids[b, k] for a 2-d table
 }  // namespace mask
@@ -162,8 +165,8 @@ class Score {
 
 namespace score {
 Score identity();
-Score softcap(double cap);               // cap * tanh(score / cap)
-Score alibi(const Table& slopes);        // score - slopes[h] * abs(q - k); a float table of query heads
+Score softcap(double cap);               // cap * tanh(score / cap); 0: no cap. Throws BadResult for NaN
+Score alibi(const Table& slopes);        // score - slopes[h] * abs(q - k); throws BadResult unless slopes has rank 1
 Table alibi_slopes(int query_heads);     // Press et al. 2022: 2^(-8 (h + 1) / heads), with its rule for other counts
 }  // namespace score
 
