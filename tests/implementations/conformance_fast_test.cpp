@@ -12,7 +12,8 @@ INSTANTIATE_TEST_SUITE_P(Implementations, Conformance, ::testing::ValuesIn(serva
 TEST_P(Conformance, EveryFeatureOnce) {
   const auto edges = conformance::Edges::of(implementation().fingerprint({}, Device::cpu()));
   for (const auto& test : conformance::fast_cases(edges)) {
-    for (const std::string& failure : conformance::check(implementation(), test)) ADD_FAILURE() << failure;
+    for (const std::string& failure : conformance::check(implementation(), test).failures)
+      ADD_FAILURE() << failure;
   }
 }
 

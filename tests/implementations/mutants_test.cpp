@@ -28,23 +28,26 @@ conformance::Edges edges() {
 
 TEST(Mutants, TheUnbrokenKernelPasses) {
   for (const Case& test : conformance::fast_cases(edges())) {
-    EXPECT_EQ(conformance::check(cpu_attention_mutant(Mutant::none), test), std::vector<std::string>{});
+    EXPECT_EQ(conformance::check(cpu_attention_mutant(Mutant::none), test).failures,
+              std::vector<std::string>{});
   }
 }
 
-TEST(Mutants, EachFailsTheSuite) {
+// The forward itself must be caught: a wrong gradient alone does not count.
+TEST(Mutants, EachFailsTheFastSuite) {
   for (const auto& [mutant, name] : mutants) {
-    std::size_t failed = 0;
-    std::string first;
-    const auto cases = conformance::full_cases(edges());
+    std::vector<std::string> caught;
+    const auto cases = conformance::fast_cases(edges());
     for (const Case& test : cases) {
-      const auto failures = conformance::check(cpu_attention_mutant(mutant), test);
-      if (failures.empty()) continue;
-      ++failed;
-      if (first.empty()) first = failures[0];
+      for (const std::string& failure : conformance::check(cpu_attention_mutant(mutant), test).failures) {
+        if (failure.find(": out at ") == std::string::npos) continue;
+        caught.push_back(failure);
+        break;
+      }
     }
-    EXPECT_GT(failed, 0u) << name << " passes the whole suite";
-    fmt::print("{}: fails {} of {} cases, the first: {}\n", name, failed, cases.size(), first);
+    EXPECT_FALSE(caught.empty()) << name << " passes";
+    if (caught.empty()) continue;
+    fmt::print("{}: fails {} of {} cases, the first: {}\n", name, caught.size(), cases.size(), caught[0]);
   }
 }
 

@@ -13,9 +13,15 @@ enum class Mutant { none, drop_last_key, drop_page, skip_rescale, scale_1_01, sw
 #ifdef CHORALE_CPU_MUTANTS
 #define tiled tiled_mutants
 const Implementation& cpu_attention_mutant(Mutant mutant);
+#endif
+
+// Inside the renamed namespace, so that a program with both builds has two functions and not one.
+namespace tiled {
+#ifdef CHORALE_CPU_MUTANTS
 constexpr bool is_mutant(Mutant running, Mutant asked) { return running == asked; }
 #else
 constexpr bool is_mutant(Mutant, Mutant) { return false; }
 #endif
+}  // namespace tiled
 
 }  // namespace chorale

@@ -169,29 +169,38 @@ Batch make_batch(const Case& test, const Pages& pages) {
   return batch;
 }
 
+// Offset of the first column of a key or value.
+std::int64_t key_offset(const Batch& batch, const TensorView& view, int sequence, std::int64_t first,
+                        std::int64_t position, int head) {
+  if (!batch.is_paged()) return offset(view, {first + position, head});
+  const std::int64_t entry = sequence * batch.block_table_stride + position / batch.page_size;
+  return offset(view, {batch.block_table[static_cast<std::size_t>(entry)], position % batch.page_size, head});
+}
+
 void fill_keys(const Case& test, Background background, Data& data) {
   const Values values(test);
   Problem bound = test.problem;
   bound.mask = bound.mask.with_tables(test.tables).value();
-  const bool keep_hidden = background == Background::zeros || test.shared_pages ||
-                           test.inputs == Arrangement::broadcast_heads || bound.mask.is_all();
+  const bool broadcast = test.inputs == Arrangement::broadcast_heads;
+  const bool keep_hidden =
+      background == Background::zeros || test.shared_pages || broadcast || bound.mask.is_all();
   std::int64_t first = 0;
   for (int b = 0; b < data.batch.sequences(); ++b) {
     const Sequence& s = test.sequences[static_cast<std::size_t>(b)];
     for (std::int64_t position = 0; position < s.keys; ++position) {
       for (int head = 0; head < bound.kv_heads; ++head) {
         const bool poisoned = !keep_hidden && hidden(test, bound, b, head, position);
-        const int source = test.inputs == Arrangement::broadcast_heads ? 0 : head;
-        const auto write = [&](const TensorView& view, int column, float value) {
-          if (poisoned) value = poison(position + column);
-          if (test.page_size == 0) return put(view, {first + position, head, column}, value);
-          const auto entry =
-              static_cast<std::size_t>(b * data.batch.block_table_stride + position / test.page_size);
-          put(view, {data.batch.block_table[entry], position % test.page_size, head, column}, value);
+        const auto fill_row = [&](const TensorView& view, const TensorView& scales, auto value) {
+          const float scale = scales.empty() ? 1 : load_element(scales.data, scales.dtype, head);
+          const std::int64_t begin = key_offset(data.batch, view, b, first, position, head);
+          for (int c = 0; c < view.shape[view.rank - 1]; ++c) {
+            const float element = poisoned ? poison(position + c)
+                                           : (values.*value)(s, position, broadcast ? 0 : head, c) / scale;
+            store_element(view.data, view.dtype, begin + c * view.stride[view.rank - 1], element);
+          }
         };
-        for (int c = 0; c < bound.head_dim; ++c) write(data.k.view, c, values.key(s, position, source, c));
-        for (int c = 0; c < bound.value_dim(); ++c)
-          write(data.v.view, c, values.value(s, position, source, c));
+        fill_row(data.k.view, data.k_scale.view, &Values::key);
+        fill_row(data.v.view, data.v_scale.view, &Values::value);
       }
     }
     first += s.keys;
@@ -214,8 +223,16 @@ void fill_queries(const Case& test, Data& data) {
       }
     }
   }
+}
+
+// What there is one of for each head.
+void fill_heads(const Problem& problem, const Values& values, Data& data) {
   for (int head = 0; problem.sinks && head < problem.query_heads; ++head)
     put(data.sinks.view, {head}, values.sink(head));
+  for (int head = 0; problem.has_kv_scales() && head < problem.kv_heads; ++head) {
+    put(data.k_scale.view, {head}, 0.011f * static_cast<float>(1 + head));
+    put(data.v_scale.view, {head}, 0.07f / static_cast<float>(1 + head));
+  }
 }
 
 std::string_view name(Fill fill) {
@@ -271,11 +288,13 @@ Stored store(DType dtype, std::span<const std::int64_t> shape, Arrangement arran
   return stored;
 }
 
-ForwardTensors Data::forward() const { return {q.view, k.view, v.view, out.view, lse.view, sinks.view}; }
+ForwardTensors Data::forward() const {
+  return {q.view, k.view, v.view, out.view, lse.view, sinks.view, k_scale.view, v_scale.view};
+}
 
 BackwardTensors Data::backward() const {
-  return {q.view,        k.view,      v.view,      out.view,    lse.view,       sinks.view,
-          grad_out.view, grad_q.view, grad_k.view, grad_v.view, grad_sinks.view};
+  return {q.view,      k.view,      v.view,      out.view,        lse.view,     sinks.view,  grad_out.view,
+          grad_q.view, grad_k.view, grad_v.view, grad_sinks.view, k_scale.view, v_scale.view};
 }
 
 Data make_data(const Case& test, Background background) {
@@ -285,33 +304,36 @@ Data make_data(const Case& test, Background background) {
   Data data;
   data.batch = make_batch(test, pages);
   const std::int64_t queries = data.batch.total_q(), keys = data.batch.total_k();
-  const auto input = [&](int heads, int columns, std::int64_t rows) {
-    return store(problem.dtype, std::vector<std::int64_t>{rows, heads, columns}, test.inputs, unused);
+  const auto input = [&](DType dtype, std::vector<std::int64_t> shape) {
+    return store(dtype, shape, test.inputs, unused);
   };
   const auto key_input = [&](int columns) {
-    if (test.page_size == 0) return input(problem.kv_heads, columns, keys);
-    return store(problem.dtype,
-                 std::vector<std::int64_t>{pages.pool, test.page_size, problem.kv_heads, columns},
-                 test.inputs, unused);
+    const DType dtype = problem.kv_dtype_or_default();
+    if (test.page_size == 0) return input(dtype, {keys, problem.kv_heads, columns});
+    return input(dtype, {pages.pool, test.page_size, problem.kv_heads, columns});
   };
   const auto output = [&](DType dtype, std::vector<std::int64_t> shape) {
     return store(dtype, shape, test.outputs, nan);
   };
-  data.q = input(problem.query_heads, problem.head_dim, queries);
+  data.q = input(problem.dtype, {queries, problem.query_heads, problem.head_dim});
   data.k = key_input(problem.head_dim);
   data.v = key_input(problem.value_dim());
-  data.grad_out = input(problem.query_heads, problem.value_dim(), queries);
+  data.grad_out = input(problem.dtype, {queries, problem.query_heads, problem.value_dim()});
   data.out = output(problem.dtype, {queries, problem.query_heads, problem.value_dim()});
   data.lse = output(DType::float32, {queries, problem.query_heads});
   data.grad_q = output(problem.dtype, {queries, problem.query_heads, problem.head_dim});
   data.grad_k = output(problem.dtype, {keys, problem.kv_heads, problem.head_dim});
   data.grad_v = output(problem.dtype, {keys, problem.kv_heads, problem.value_dim()});
   if (problem.sinks) {
-    data.sinks = store(DType::float32, std::vector<std::int64_t>{problem.query_heads},
-                       Arrangement::contiguous, unused);
+    data.sinks = input(DType::float32, {problem.query_heads});
     data.grad_sinks = output(DType::float32, {problem.query_heads});
   }
+  if (problem.has_kv_scales()) {
+    data.k_scale = input(DType::float32, {problem.kv_heads});
+    data.v_scale = input(DType::float32, {problem.kv_heads});
+  }
   fill_queries(test, data);
+  fill_heads(problem, Values(test), data);
   fill_keys(test, background, data);
   return data;
 }

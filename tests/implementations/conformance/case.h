@@ -44,10 +44,10 @@ struct Case {
   std::string feature;  // for messages
   Problem problem = {};
   std::vector<Sequence> sequences = {};
-  std::vector<Table> tables = {};     // bound by the batch
-  int page_size = 0;             // 0: packed
-  std::uint64_t page_order = 1;  // seed of the order of pages in the pool
-  bool shared_pages = false;     // later sequences use the first one's full pages, as after a fork
+  std::vector<Table> tables = {};  // bound by the batch
+  int page_size = 0;               // 0: packed
+  std::uint64_t page_order = 1;    // seed of the order of pages in the pool
+  bool shared_pages = false;       // later sequences use the first one's full pages, as after a fork
   Fill fill = Fill::normal;
   Arrangement inputs = Arrangement::contiguous;
   Arrangement outputs = Arrangement::contiguous;
@@ -70,7 +70,7 @@ enum class Background { zeros, poison };
 // A case's tensors. Outputs start poisoned, so that what is not written shows.
 struct Data {
   Batch batch;
-  Stored q, k, v, sinks, grad_out;
+  Stored q, k, v, k_scale, v_scale, sinks, grad_out;
   Stored out, lse, grad_q, grad_k, grad_v, grad_sinks;
 
   ForwardTensors forward() const;

@@ -10,6 +10,8 @@
 namespace chorale::conformance {
 namespace {
 
+constexpr DType all_types[] = {DType::bfloat16, DType::float16, DType::float32};
+
 using Lengths = std::vector<std::pair<std::int32_t, std::int32_t>>;  // (queries, keys)
 
 // A feature changes a plain case. It runs last: heads and lengths are known.
@@ -113,6 +115,11 @@ const std::vector<Feature>& features() {
          t.problem.score =
              parsed_score("select(k % 2 == 0, score, 0.5 * score + score * score / 16) + bias[k]", t.tables);
        }},
+      {"float8 keys and values",
+       [](Case& t) {
+         t.problem.kv_dtype = DType::float8_e4m3;
+         t.problem.mask = causal() && window(37);
+       }},
       {"all at once",
        [](Case& t) {
          t.tables = {documents_2d(t)};
@@ -158,8 +165,7 @@ class Generator {
     std::tie(test.problem.query_heads, test.problem.kv_heads) = pick(heads);
     test.problem.head_dim = pick(dims);
     test.problem.value_head_dim = below(2) == 0 ? 0 : pick(dims);
-    constexpr DType types[] = {DType::float32, DType::bfloat16, DType::float16};
-    test.problem.dtype = pick(types);
+    test.problem.dtype = pick(all_types);
     test.page_size = below(2) == 0 ? 0 : 1 << below(9);
     test.page_order = random_();
     constexpr Arrangement inputs[] = {Arrangement::contiguous, Arrangement::heads_first, Arrangement::padded,
@@ -211,7 +217,7 @@ void sweep_dims(Generator& generator, const Edges& edges, std::vector<Case>& cas
                                           {96, 96},   {112, 112}, {127, 129}, {128, 64},  {128, 128},
                                           {192, 128}, {200, 1},   {1, 256},   {255, 255}, {256, 256}};
   for (const auto& [head_dim, value_head_dim] : dims) {
-    for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
+    for (const DType dtype : all_types) {
       Case test = generator.draw(fmt::format("head_dim {} and {}", head_dim, value_head_dim), mixed(edges));
       test.problem.head_dim = head_dim;
       test.problem.value_head_dim = value_head_dim;
@@ -219,6 +225,16 @@ void sweep_dims(Generator& generator, const Edges& edges, std::vector<Case>& cas
       test.problem.mask = mask::causal();
       cases.push_back(std::move(test));
     }
+  }
+}
+
+// Every dimension there is, on a few keys.
+void sweep_all_dims(Generator& generator, std::vector<Case>& cases) {
+  for (int dim = 1; dim <= Problem::max_head_dim; ++dim) {
+    Case test = generator.draw(fmt::format("head_dim {}", dim), {{3, 5}, {1, 2}});
+    test.problem.head_dim = dim;
+    test.problem.value_head_dim = Problem::max_head_dim + 1 - dim;
+    cases.push_back(std::move(test));
   }
 }
 
@@ -236,7 +252,7 @@ void sweep_layouts(Generator& generator, const Edges& edges, std::vector<Case>& 
     for (const Arrangement arrangement :
          {Arrangement::contiguous, Arrangement::heads_first, Arrangement::padded, Arrangement::columns_first,
           Arrangement::broadcast_heads, Arrangement::misaligned}) {
-      for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
+      for (const DType dtype : all_types) {
         Case test = generator.draw("arrangement", mixed(edges));
         test.page_size = page_size;
         test.inputs = arrangement;
@@ -248,10 +264,11 @@ void sweep_layouts(Generator& generator, const Edges& edges, std::vector<Case>& 
   }
 }
 
-void sweep_fills(Generator& generator, const Edges& edges, std::vector<Case>& cases) {
+void sweep_fills(Generator& generator, const Edges& edges, std::span<const DType> types,
+                 std::vector<Case>& cases) {
   for (const Fill fill :
        {Fill::zero_queries, Fill::unit_values, Fill::dominant_key, Fill::large_scores, Fill::nan_inside}) {
-    for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
+    for (const DType dtype : types) {
       for (const bool causal : {false, true}) {
         Case test = generator.draw("fill", mixed(edges));
         test.fill = fill;
@@ -278,7 +295,7 @@ std::vector<Case> fast_cases(const Edges& edges) {
   Generator generator(edges, 7);
   std::vector<Case> cases;
   for (const Feature& feature : features()) cases.push_back(generator.draw(feature, {"mixed", mixed(edges)}));
-  sweep_fills(generator, edges, cases);
+  sweep_fills(generator, edges, std::span(all_types).first(1), cases);
   return cases;
 }
 
@@ -289,8 +306,9 @@ std::vector<Case> full_cases(const Edges& edges, std::uint64_t seed) {
     for (const Shape& shape : shapes(edges)) cases.push_back(generator.draw(feature, shape));
   }
   sweep_dims(generator, edges, cases);
+  sweep_all_dims(generator, cases);
   sweep_layouts(generator, edges, cases);
-  sweep_fills(generator, edges, cases);
+  sweep_fills(generator, edges, all_types, cases);
   // Chunks in the middle of a long self-attention, where a prefill merges them on its way.
   Case longer = generator.draw("self-attention over chunks", {{edges.chunk + 1, edges.chunk + 1}});
   longer.problem.mask = mask::causal();

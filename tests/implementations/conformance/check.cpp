@@ -138,51 +138,53 @@ Result<Data> run(const Implementation& implementation, const Case& test, Backgro
   return data;
 }
 
-std::vector<std::string> check(const Implementation& implementation, const Case& test, const Device& device) {
-  std::vector<std::string> failures;
+void Margins::include(const Margins& other) {
+  for (const auto member : {&Margins::out, &Margins::lse, &Margins::grad_q, &Margins::grad_k,
+                            &Margins::grad_v, &Margins::grad_sinks}) {
+    this->*member = std::max(this->*member, other.*member);
+  }
+}
+
+Report check(const Implementation& implementation, const Case& test, const Device& device) {
+  Report report;
   const auto fail = [&](const std::string& what) {
-    failures.push_back(fmt::format("{}: {}: {}", implementation.name(), test.describe(), what));
+    report.failures.push_back(fmt::format("{}: {}: {}", implementation.name(), test.describe(), what));
   };
   const Result<Data> data = run(implementation, test, Background::poison, device);
   const Result<Data> clean = run(implementation, test, Background::zeros, device);
   if (!data || !clean) {
     fail((data ? clean : data).status().message());
-    return failures;
+    return report;
   }
   const Expected expected = expect(bind(test), *data);
   for (const Output& output : outputs(test.problem, *data, expected)) {
     const Comparison comparison = compare(*output.expected, output.actual->view);
+    report.margins.*output.margin = comparison.worst;
     if (!comparison.failure.empty()) fail(fmt::format("{} {}", output.name, comparison.failure));
-    if (!surroundings_untouched(*output.actual, test.outputs))
+    if (!surroundings_untouched(*output.actual, test.outputs)) {
       fail(fmt::format("{}: memory around it was written", output.name));
-  }
-  const auto same_outputs = [&](const Data& other, std::string_view when) {
-    const auto theirs = outputs(test.problem, other, expected);
-    for (std::size_t i = 0; const Output& output : outputs(test.problem, *data, expected)) {
-      if (!same_bits(*output.actual, *theirs[i++].actual))
-        fail(fmt::format("{} has other bits {}", output.name, when));
     }
-  };
-  same_outputs(*clean, "where unused and hidden memory holds zeros");
-
-  Data without_lse = make_data(test, Background::poison);
-  ForwardTensors tensors = without_lse.forward();
-  tensors.lse = {};
-  const auto plan = implementation.plan(test.problem, without_lse.batch, device);
-  if (const Status status = implementation.forward(**plan, tensors); !status.is_ok())
-    fail("without lse: " + status.message());
-  if (!same_bits(data->out, without_lse.out)) fail("out has other bits when lse is not asked for");
-  return failures;
-}
-
-Margins measure(const Implementation& implementation, const Case& test, const Device& device) {
-  const Data data = run(implementation, test, Background::poison, device).value();
-  const Expected expected = expect(bind(test), data);
-  Margins margins;
-  for (const Output& output : outputs(test.problem, data, expected)) {
-    margins.*output.margin = compare(*output.expected, output.actual->view).worst;
   }
-  return margins;
+  const auto theirs = outputs(test.problem, *clean, expected);
+  for (std::size_t i = 0; const Output& output : outputs(test.problem, *data, expected)) {
+    if (same_bits(*output.actual, *theirs[i++].actual)) continue;
+    fail(fmt::format("{} has other bits where unused and hidden memory holds zeros", output.name));
+  }
+
+  // The clean run's tensors serve once more, their out wiped first.
+  const Tensor with_lse = clean->out.memory.clone();
+  const TensorView& out = clean->out.view;
+  for_each_element(out, [&](std::int64_t at) { store_element(out.data, out.dtype, at, NAN); });
+  ForwardTensors tensors = clean->forward();
+  tensors.lse = {};
+  const auto plan = implementation.plan(test.problem, clean->batch, device);
+  if (const Status status = implementation.forward(**plan, tensors); !status.is_ok()) {
+    fail("without lse: " + status.message());
+  }
+  if (!std::ranges::equal(bytes_of(with_lse), bytes_of(clean->out.memory))) {
+    fail("out has other bits when lse is not asked for");
+  }
+  return report;
 }
 
 }  // namespace chorale::conformance

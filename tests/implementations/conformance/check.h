@@ -10,20 +10,24 @@
 
 namespace chorale::conformance {
 
-// Runs forward and backward and compares with the float64 reference. Each failure is a sentence with the
-// case, its seed and the coordinate; none is a pass.
+// How close the worst row of each output came to its bound: at most 1 for a pass.
+struct Margins {
+  double out = 0, lse = 0, grad_q = 0, grad_k = 0, grad_v = 0, grad_sinks = 0;
+  void include(const Margins& other);
+};
+
+struct Report {
+  // A sentence each, with the case, its seed and the coordinate. None is a pass.
+  std::vector<std::string> failures;
+  Margins margins;
+};
+
+// Runs forward and backward and compares with the float64 reference:
 //   - out, lse and the gradients within their rows' bounds, with inf and NaN in the same places;
 //   - nothing written but the outputs' elements;
 //   - the same bits where what nothing may depend on holds zeros instead of NaN and Inf;
 //   - the same out when lse is not asked for.
-std::vector<std::string> check(const Implementation& implementation, const Case& test,
-                               const Device& device = Device::cpu());
-
-// How close a row came to its bound, of all rows of a case: at most 1 for a pass.
-struct Margins {
-  double out = 0, lse = 0, grad_q = 0, grad_k = 0, grad_v = 0, grad_sinks = 0;
-};
-Margins measure(const Implementation& implementation, const Case& test, const Device& device = Device::cpu());
+Report check(const Implementation& implementation, const Case& test, const Device& device = Device::cpu());
 
 // The tensors of a case after forward and backward.
 Result<Data> run(const Implementation& implementation, const Case& test, Background background,

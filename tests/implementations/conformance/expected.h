@@ -26,6 +26,11 @@ struct Expected {
   Bounded grad_k, grad_v;  // [total_k * kv_heads]
   Bounded grad_sinks;      // [query_heads]
 };
+// One head of a sequence's keys or values in logical order: [kv_len, columns].
+// `scales` count where the problem has them.
+eager::Matrix read_keys(const Problem& problem, const Batch& batch, int sequence, const TensorView& keys,
+                        const TensorView& scales, int kv_head);
+
 // From the stored inputs. `problem` with its tables bound.
 Expected expect(const Problem& problem, const Data& data);
 
