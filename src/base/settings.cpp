@@ -40,8 +40,8 @@ std::string describe_settings_problems() {
   std::string problems;
   if (const auto text = variable("CHORALE_NUM_THREADS"); text && !parse_threads(*text))
     problems += fmt::format("CHORALE_NUM_THREADS is '{}': must be a number from 1 to {}", *text, max_threads);
-  if (const auto text = variable("CHORALE_SIMD"); text && *text != "avx2" && *text != "avx512")
-    problems += fmt::format("{}CHORALE_SIMD is '{}': must be avx2 or avx512", problems.empty() ? "" : "; ", *text);
+  if (const auto text = variable("CHORALE_SIMD"); text && *text != "avx2" && *text != "avx512" && *text != "avx512_bf16" && *text != "amx")
+    problems += fmt::format("{}CHORALE_SIMD is '{}': must be avx2, avx512, avx512_bf16 or amx", problems.empty() ? "" : "; ", *text);
   return problems;
 }
 

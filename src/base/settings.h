@@ -10,7 +10,7 @@ struct Settings {
   std::optional<std::string> attn_implementation;       // CHORALE_ATTN_IMPLEMENTATION
   std::optional<std::string> verl_attn_implementation;  // VERL_ATTN_IMPLEMENTATION, honoured for verl's users
   int threads = 0;                                      // CHORALE_NUM_THREADS; 0: all cores
-  std::optional<std::string> simd;                      // CHORALE_SIMD: "avx2" or "avx512", at most what the CPU has
+  std::optional<std::string> simd;                      // CHORALE_SIMD: "avx2", "avx512", "avx512_bf16" or "amx": use at most this
   bool started_by_mpi_launcher = false;                 // PMIX_RANK or PMI_RANK: one process of an MPI job
 };
 

@@ -36,19 +36,34 @@ HWY_INLINE V scale_by_power_of_two(D d, V x, VI n) {
   return hn::Mul(hn::Mul(x, power(half)), power(hn::Sub(n, half)));
 }
 
+// 2^f = 1 + f P(f) for f in [-1/2, 1/2].
+inline constexpr float exp2_coefficients[] = {0x1.62e43p-1f, 0x1.ebfbdcp-3f, 0x1.c6aee8p-5f,
+                                              0x1.3b2d4cp-7f, 0x1.5f3e52p-10f, 0x1.41fbbcp-13f};
+
 // 2^x. 2^n is exact, 2^f for f in [-1/2, 1/2] a polynomial 1 + f P(f). -inf gives 0, NaN gives NaN.
 template <class D, class V>
 HWY_INLINE V exp2_vector(D d, V x) {
-  static constexpr float coefficients[] = {0x1.62e43p-1f, 0x1.ebfbdcp-3f, 0x1.c6aee8p-5f,
-                                           0x1.3b2d4cp-7f, 0x1.5f3e52p-10f, 0x1.41fbbcp-13f};
   // Beyond these bounds the result is 0 or infinity whatever is added. Min and Max would lose NaN on some machines.
   const V bounded = hn::IfThenElse(hn::Gt(x, hn::Set(d, 129.0f)), hn::Set(d, 129.0f),
                                    hn::IfThenElse(hn::Lt(x, hn::Set(d, -151.0f)), hn::Set(d, -151.0f), x));
   const V whole = hn::Round(bounded);
   const V f = hn::Sub(bounded, whole);  // exact
-  const V fraction = hn::MulAdd(polynomial(d, f, coefficients), f, hn::Set(d, 1.0f));
+  const V fraction = hn::MulAdd(polynomial(d, f, exp2_coefficients), f, hn::Set(d, 1.0f));
   const V y = scale_by_power_of_two(d, fraction, hn::NearestInt(whole));
   return hn::IfThenElse(hn::Eq(x, x), y, x);
+}
+
+// 2^x for x <= 0 as softmax needs it: fewer steps, 0 below -126. NaN gives NaN.
+template <class D, class V>
+HWY_INLINE V exp2_of_difference(D d, V x) {
+  const hn::RebindToSigned<D> di;
+  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits; 127 more is the exponent's bias.
+  const V magic = hn::Set(d, 0x1.8p23f + 127.0f);
+  const V shifted = hn::Add(x, magic);
+  const V power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
+  const V f = hn::Sub(x, hn::Sub(shifted, magic));
+  const V fraction = hn::MulAdd(polynomial(d, f, exp2_coefficients), f, hn::Set(d, 1.0f));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Mul(fraction, power));
 }
 
 // e^x = 2^n e^r with r = x - n ln 2 in two parts (Cody and Waite 1980), e^r = 1 + r + r^2 P(r).

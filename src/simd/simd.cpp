@@ -43,8 +43,10 @@ struct Functions {
   void (*exp)(const float*, float*, std::int64_t);
   void (*tanh)(const float*, float*, std::int64_t);
   void (*log)(const float*, float*, std::int64_t);
-  void (*exp2_difference)(const float*, float, float, float*, std::int64_t);
-  void (*exp2_scaled)(const float*, float, float, float*, std::int64_t);
+  void (*exp2_nonpositive)(const float*, float*, std::int64_t);
+  RowSoftmax (*softmax_row)(float*, std::int64_t, float, float);
+  RowSoftmax (*softmax_row_bfloat16)(const float*, std::int64_t, float, float, bfloat16*);
+  void (*softmax_row_backward)(float*, float*, std::int64_t, float, float, float);
   void (*scale)(float*, float, std::int64_t);
   void (*divide)(float*, float, std::int64_t);
   void (*scale_add)(const float*, float, float*, std::int64_t);
@@ -85,13 +87,8 @@ void tanh_array(const float* x, float* y, std::int64_t count) {
 void log_array(const float* x, float* y, std::int64_t count) {
   map(x, y, count, [](V v) { return log_vector(D(), v); });
 }
-void exp2_difference_array(const float* x, float offset, float factor, float* y, std::int64_t count) {
-  const V f = hn::Set(D(), factor), o = hn::Set(D(), offset);
-  map(x, y, count, [=](V v) { return exp2_vector(D(), hn::Mul(hn::Sub(v, o), f)); });
-}
-void exp2_scaled_array(const float* x, float factor, float offset, float* y, std::int64_t count) {
-  const V f = hn::Set(D(), factor), o = hn::Set(D(), offset);
-  map(x, y, count, [=](V v) { return exp2_vector(D(), hn::MulSub(v, f, o)); });
+void exp2_nonpositive_array(const float* x, float* y, std::int64_t count) {
+  map(x, y, count, [](V v) { return exp2_of_difference(D(), v); });
 }
 void scale_array(float* x, float factor, std::int64_t count) {
   const V f = hn::Set(D(), factor);
@@ -157,6 +154,58 @@ float dot_array(const float* x, const float* y, std::int64_t count) {
 }
 float max_array(const float* x, std::int64_t count) {
   return fold(count, -std::numeric_limits<float>::infinity(), MaxStep{x}, MaxStep::larger);
+}
+
+// A vector of row elements from i on; -inf past the end, so that p is 0 there.
+HWY_INLINE V load_scores(const float* x, std::int64_t i, std::int64_t count) {
+  const D d;
+  if (i + N <= count) return hn::LoadU(d, x + i);
+  alignas(64) float rest[16];
+  for (std::int64_t j = 0; j < N; ++j) rest[j] = i + j < count ? x[i + j] : -std::numeric_limits<float>::infinity();
+  return hn::Load(d, rest);
+}
+
+// Lanes of one vector folded by halves: 8, 4, 2, 1.
+template <class DV, class VV>
+HWY_INLINE float fold_halves(DV, VV v) {
+#if HWY_TARGET == HWY_SCALAR
+  return hn::GetLane(v);
+#else
+  if constexpr (hn::MaxLanes(DV()) == 4) {
+    v = hn::Add(v, hn::Shuffle1032(v));
+    return hn::GetLane(hn::Add(v, hn::Shuffle2301(v)));
+  } else {
+    const hn::Half<DV> half;
+    return fold_halves(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  }
+#endif
+}
+
+// Sixteen partial sums folded as 8, 4, 2, 1.
+HWY_INLINE float fold_lanes(V (&partial)[16 / N]) {
+  for (std::int64_t half = 16 / N / 2; half > 0; half /= 2)
+    for (std::int64_t v = 0; v < half; ++v) partial[v] = hn::Add(partial[v], partial[v + half]);
+  return fold_halves(D(), partial[0]);
+}
+
+template <class StoreProbabilities>
+HWY_INLINE RowSoftmax softmax_row_with(const float* x, std::int64_t count, float before, float factor, StoreProbabilities store) {
+  const D d;
+  V largest = hn::Set(d, before);
+  for (std::int64_t i = 0; i < count; i += N) largest = hn::Max(largest, load_scores(x, i, count));
+  const float maximum = hn::GetLane(hn::MaxOfLanes(d, largest));
+  // With nothing to see, any offset gives p = exp2(-inf) = 0.
+  const V offset = hn::Set(d, maximum == -std::numeric_limits<float>::infinity() ? 0.0f : maximum);
+  const V scale = hn::Set(d, factor);
+  V partial[16 / N];
+  for (V& p : partial) p = hn::Zero(d);
+  for (std::int64_t i = 0; i < count; i += 16)
+    for (std::int64_t v = 0; v < 16 / N; ++v) {
+      const V p = exp2_of_difference(d, hn::Mul(hn::Sub(load_scores(x, i + v * N, count), offset), scale));
+      store(p, i + v * N);
+      partial[v] = hn::Add(partial[v], p);
+    }
+  return {maximum, fold_lanes(partial)};
 }
 
 // Narrow types, a vector at a time: widen(vector of bits) and narrow(vector of float) are per type.
@@ -241,6 +290,47 @@ HWY_INLINE void narrow_array(const float* from, typename Codec::Bits* to, std::i
   std::memcpy(to + i, out, static_cast<std::size_t>(count - i) * sizeof(typename Codec::Bits));
 }
 
+HWY_INLINE void store_part(V v, float* to, std::int64_t count) {
+  alignas(64) float all[16];
+  hn::Store(v, D(), all);
+  std::memcpy(to, all, static_cast<std::size_t>(count) * sizeof(float));
+}
+
+void softmax_row_backward_array(float* x, float* gradient, std::int64_t count, float factor, float offset, float delta) {
+  const D d;
+  const V f = hn::Set(d, factor), o = hn::Set(d, offset), shift = hn::Set(d, delta);
+  const auto step = [&](V score, V& g) {
+    const V p = exp2_of_difference(d, hn::MulSub(score, f, o));
+    g = hn::Mul(p, hn::Sub(g, shift));
+    return p;
+  };
+  std::int64_t i = 0;
+  for (; i + N <= count; i += N) {
+    V g = hn::LoadU(d, gradient + i);
+    hn::StoreU(step(hn::LoadU(d, x + i), g), d, x + i);
+    hn::StoreU(g, d, gradient + i);
+  }
+  if (i == count) return;
+  V g = load_scores(gradient, i, count);
+  store_part(step(load_scores(x, i, count), g), x + i, count - i);
+  store_part(g, gradient + i, count - i);
+}
+
+RowSoftmax softmax_row_float(float* x, std::int64_t count, float before, float factor) {
+  return softmax_row_with(x, count, before, factor, [=](V p, std::int64_t i) {
+    if (i + N <= count) return hn::StoreU(p, D(), x + i);
+    if (i < count) store_part(p, x + i, count - i);
+  });
+}
+RowSoftmax softmax_row_bfloat16(const float* x, std::int64_t count, float before, float factor, bfloat16* out) {
+  auto* to = reinterpret_cast<std::uint16_t*>(out);
+  const RowSoftmax row = softmax_row_with(x, count, before, factor, [=](V p, std::int64_t i) {
+    hn::StoreU(Bfloat16Codec::narrow(p), Bfloat16Codec::DB(), to + i);
+  });
+  for (std::int64_t i = round_up(count); i < round_up(count, 32); ++i) to[i] = 0;
+  return row;
+}
+
 void to_float_array(const void* from, DType dtype, float* to, std::int64_t count) {
   switch (dtype) {
     case DType::float32: std::memcpy(to, from, static_cast<std::size_t>(count) * 4); return;
@@ -277,7 +367,8 @@ const Functions* functions_of_target() {
       "avx2",
 #endif
       to_float_array, from_float_array, product, product_visible, transpose_array, dot_array, sum_array, max_array,
-      exp2_array, exp_array, tanh_array, log_array, exp2_difference_array, exp2_scaled_array, scale_array, divide_array,
+      exp2_array, exp_array, tanh_array, log_array, exp2_nonpositive_array, softmax_row_float, softmax_row_bfloat16,
+      softmax_row_backward_array, scale_array, divide_array,
       scale_add_array};
   return &functions;
 }
@@ -350,11 +441,15 @@ void exp2(const float* x, float* y, std::int64_t count) { functions().exp2(x, y,
 void exp(const float* x, float* y, std::int64_t count) { functions().exp(x, y, count); }
 void tanh(const float* x, float* y, std::int64_t count) { functions().tanh(x, y, count); }
 void log(const float* x, float* y, std::int64_t count) { functions().log(x, y, count); }
-void exp2_scaled(const float* x, float factor, float offset, float* y, std::int64_t count) {
-  functions().exp2_scaled(x, factor, offset, y, count);
+void softmax_row_backward(float* x, float* gradient, std::int64_t count, float factor, float offset, float delta) {
+  functions().softmax_row_backward(x, gradient, count, factor, offset, delta);
 }
-void exp2_difference(const float* x, float offset, float factor, float* y, std::int64_t count) {
-  functions().exp2_difference(x, offset, factor, y, count);
+void exp2_nonpositive(const float* x, float* y, std::int64_t count) { functions().exp2_nonpositive(x, y, count); }
+RowSoftmax softmax_row(float* x, std::int64_t count, float before, float factor) {
+  return functions().softmax_row(x, count, before, factor);
+}
+RowSoftmax softmax_row(const float* x, std::int64_t count, float before, float factor, bfloat16* p) {
+  return functions().softmax_row_bfloat16(x, count, before, factor, p);
 }
 void divide(float* x, float divisor, std::int64_t count) { functions().divide(x, divisor, count); }
 void scale(float* x, float factor, std::int64_t count) { functions().scale(x, factor, count); }

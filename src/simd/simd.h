@@ -22,7 +22,7 @@ constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple = lanes) {
 
 // ok if this processor can run the functions below; else the reason ("needs AVX2 and FMA; this processor has neither").
 Status supported();
-// "avx2" or "avx512": what runs here, after CHORALE_SIMD.
+// "avx2" or "avx512": what runs here, at most what CHORALE_SIMD says.
 std::string level();
 
 // Conversions, exact upwards, rounded to nearest even downwards; float8_e4m3 saturates.
@@ -61,10 +61,20 @@ void exp2(const float* x, float* y, std::int64_t count);        // at most 1 ulp
 void exp(const float* x, float* y, std::int64_t count);
 void tanh(const float* x, float* y, std::int64_t count);
 void log(const float* x, float* y, std::int64_t count);
-// y = exp2((x - offset) * factor), each step rounded: exactly 1 where x is the offset.
-void exp2_difference(const float* x, float offset, float factor, float* y, std::int64_t count);
-// y = exp2(fma(x, factor, -offset)).
-void exp2_scaled(const float* x, float factor, float offset, float* y, std::int64_t count);
+// 2^x for x <= 0 (or little above it), as softmax_row computes it: 0 below -126.
+void exp2_nonpositive(const float* x, float* y, std::int64_t count);
+// One row's step of an online softmax: maximum = max(before, x), p = exp2_nonpositive((x - maximum) * factor) with each
+// step rounded (so that p is exactly 1 at the maximum), and the sum of p in the order of sum(). Where the maximum is -inf,
+// p and the sum are 0. NaN in x gives a NaN sum.
+struct RowSoftmax {
+  float maximum, sum;
+};
+RowSoftmax softmax_row(float* x, std::int64_t count, float before, float factor);              // p replaces x
+// p rounded to bfloat16 after it was added to the sum; zeros follow up to a multiple of 32.
+RowSoftmax softmax_row(const float* x, std::int64_t count, float before, float factor, bfloat16* p);
+// One row's step of the backward pass, in place: p = exp2_nonpositive(fma(x, factor, -offset)) replaces the score x, and
+// p * (gradient - delta) the gradient of p.
+void softmax_row_backward(float* x, float* gradient, std::int64_t count, float factor, float offset, float delta);
 void scale(float* x, float factor, std::int64_t count);                              // x *= factor
 void divide(float* x, float divisor, std::int64_t count);                            // x /= divisor
 void scale_add(const float* x, float factor, float* y, std::int64_t count);          // y = fma(x, factor, y)

@@ -37,6 +37,8 @@ TEST(Math, IsAccurate) {
   EXPECT_LT(largest_error(simd::exp2, std::exp2, -126.0f, 127.9f), 1.2);
   EXPECT_LT(largest_error(simd::exp2, std::exp2, -150.0f, -126.0f), 1.1) << "subnormal results";
   EXPECT_LT(largest_error(simd::exp2, std::exp2, -1.0f, 1.0f), 1.2);
+  EXPECT_LT(largest_error(simd::exp2_nonpositive, std::exp2, -125.9f, 0.0f), 1.5);
+  EXPECT_LT(largest_error(simd::exp2_nonpositive, std::exp2, -1.0f, 0.0f), 1.5);
   EXPECT_LT(largest_error(simd::exp, std::exp, -87.0f, 88.7f), 1.2);
   EXPECT_LT(largest_error(simd::exp, std::exp, -1.0f, 1.0f), 1.2);
   EXPECT_LT(largest_error(simd::tanh, std::tanh, -10.0f, 10.0f), 2.0);
@@ -59,6 +61,9 @@ TEST(Math, HasTheRightEdges) {
   EXPECT_EQ(one(simd::exp2, -1e30f), 0.0f);
   EXPECT_EQ(one(simd::exp2, infinity), infinity);
   EXPECT_EQ(one(simd::exp2, 128.0f), infinity);
+  for (int n = -126; n <= 0; ++n) EXPECT_EQ(one(simd::exp2_nonpositive, static_cast<float>(n)), std::ldexp(1.0f, n));
+  EXPECT_EQ(one(simd::exp2_nonpositive, -126.1f), 0.0f);
+  EXPECT_EQ(one(simd::exp2_nonpositive, -infinity), 0.0f);
   EXPECT_EQ(one(simd::exp, 0.0f), 1.0f);
   EXPECT_EQ(one(simd::exp, -infinity), 0.0f);
   EXPECT_EQ(one(simd::exp, infinity), infinity);
@@ -70,7 +75,7 @@ TEST(Math, HasTheRightEdges) {
   EXPECT_EQ(one(simd::log, 0.0f), -infinity);
   EXPECT_EQ(one(simd::log, infinity), infinity);
   EXPECT_TRUE(std::isnan(one(simd::log, -1.0f)));
-  for (const Function f : {simd::exp2, simd::exp, simd::tanh, simd::log}) EXPECT_TRUE(std::isnan(one(f, nan)));
+  for (const Function f : {simd::exp2, simd::exp2_nonpositive, simd::exp, simd::tanh, simd::log}) EXPECT_TRUE(std::isnan(one(f, nan)));
 }
 
 // An element's bits do not depend on where in the array it stands or how long the array is.
@@ -112,6 +117,36 @@ TEST(Math, SumsInThePromisedOrder) {
     EXPECT_EQ(simd::max(x.data(), count), count == 0 ? -std::numeric_limits<float>::infinity() : *std::max_element(x.begin(), x.end()));
   }
   EXPECT_GT(differs_from_plain, 100) << "the control: another order gives other bits";
+}
+
+// One row of an online softmax against its parts.
+TEST(Math, SoftmaxRowIsItsParts) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal(0, 3);
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  for (std::int64_t count = 1; count <= 128; ++count)
+    for (const float before : {-infinity, -2.0f, 100.0f}) {
+      std::vector<float> x(static_cast<std::size_t>(count)), expected(x.size());
+      for (float& value : x) value = random() % 5 == 0 ? -infinity : normal(random);
+      const float maximum = std::max(before, *std::max_element(x.begin(), x.end()));
+      for (std::size_t i = 0; i < x.size(); ++i) expected[i] = (x[i] - (maximum == -infinity ? 0.0f : maximum)) * 0.7f;
+      simd::exp2_nonpositive(expected.data(), expected.data(), count);
+      std::vector<bfloat16> rounded(static_cast<std::size_t>(simd::round_up(count, 32)), bfloat16{0x7fc0});
+      const simd::RowSoftmax narrow = simd::softmax_row(x.data(), count, before, 0.7f, rounded.data());
+      const simd::RowSoftmax row = simd::softmax_row(x.data(), count, before, 0.7f);
+      EXPECT_EQ(row.maximum, maximum);
+      EXPECT_EQ(row.sum, simd::sum(expected.data(), count));
+      EXPECT_EQ(narrow.maximum, maximum);
+      EXPECT_EQ(narrow.sum, row.sum);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        ASSERT_EQ(x[i], expected[i]);
+        ASSERT_EQ(rounded[i], from_float<bfloat16>(expected[i]));
+      }
+      for (std::size_t i = x.size(); i < rounded.size(); ++i) ASSERT_EQ(rounded[i].bits, 0);
+    }
+  std::vector<float> broken(40, 1.0f);
+  broken[17] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_TRUE(std::isnan(simd::softmax_row(broken.data(), 40, 0.0f, 1.0f).sum));
 }
 
 TEST(Math, MaxKeepsNan) {

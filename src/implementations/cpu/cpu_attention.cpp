@@ -9,10 +9,31 @@
 #include "implementations/cpu/plan.h"
 #include "implementations/fingerprint.h"
 #include "implementations/validate.h"
+#include "simd/dot_tiles.h"
 #include "simd/simd.h"
 
 namespace chorale {
 namespace tiled {
+
+// bfloat16 problems use the processor's bfloat16 products where it has them; all else float32 chains.
+Arithmetic arithmetic_for(const Problem& problem) {
+  if (problem.dtype != DType::bfloat16) return Arithmetic::fp32_fma;
+  switch (simd::dot_level()) {
+    case simd::DotLevel::amx: return Arithmetic::tdpbf16;
+    case simd::DotLevel::avx512_bf16: return Arithmetic::vdpbf16;
+    case simd::DotLevel::none: break;
+  }
+  return Arithmetic::fp32_fma;
+}
+
+std::string_view name_of(Arithmetic arithmetic) {
+  switch (arithmetic) {
+    case Arithmetic::fp32_fma: return "fp32-fma";
+    case Arithmetic::vdpbf16: return "vdpbf16";
+    case Arithmetic::tdpbf16: return "tdpbf16";
+  }
+  return "unknown";
+}
 
 class CpuAttention final : public Implementation {
  public:
@@ -26,12 +47,13 @@ class CpuAttention final : public Implementation {
   }
 
   Fingerprint fingerprint(const Problem& problem, const Device&) const override {
+    const Arithmetic arithmetic = arithmetic_for(problem);
     return with_kv_dtype({{{"kernel", "cpu-tiled"},
-                           {"arithmetic", "fp32-fma"},
+                           {"arithmetic", std::string(name_of(arithmetic))},
                            {"T", fmt::format("{}", tile_keys)},
                            {"C", fmt::format("{}", chunk_keys)},
                            {"exp", "exp2-difference"},
-                           {"p", "fp32"},
+                           {"p", arithmetic == Arithmetic::fp32_fma ? "fp32" : "bf16"},
                            {"sums", "16-lane-tree"}}},
                          problem);
   }
@@ -39,7 +61,8 @@ class CpuAttention final : public Implementation {
   Result<std::shared_ptr<const Plan>> plan(const Problem& problem, const Batch& batch, const Device& device) const override {
     CHORALE_RETURN_IF_ERROR(supports(problem, device, Phase::forward));
     CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem, batch));
-    return std::shared_ptr<const Plan>(std::make_shared<TiledPlan>(name(), std::move(bound), batch, device.threads, mutant_));
+    return std::shared_ptr<const Plan>(
+        std::make_shared<TiledPlan>(name(), std::move(bound), batch, arithmetic_for(problem), device.threads, mutant_));
   }
 
   Status forward(const Plan& plan, const ForwardTensors& tensors) const override {

@@ -1,13 +1,31 @@
 #include "implementations/cpu/key_rows.h"
 
+#include <cstring>
+
 #include "base/float.h"
 #include "simd/simd.h"
 
 namespace chorale::tiled {
 
+namespace {
+
+void prefetch(const std::byte* from, std::int64_t bytes) {
+  constexpr std::int64_t line = 64;
+  for (std::int64_t offset = 0; offset < bytes; offset += line) __builtin_prefetch(from + offset, 0, 2);
+}
+
+}  // namespace
+
 void load_row(const std::byte* from, DType dtype, std::int64_t stride, std::int64_t count, float* to) {
   if (stride == 1) return simd::to_float(from, dtype, to, count);
   for (std::int64_t i = 0; i < count; ++i) to[i] = load_element(from, dtype, i * stride);
+}
+
+void load_row(const std::byte* from, DType, std::int64_t stride, std::int64_t count, bfloat16* to) {
+  const auto* elements = reinterpret_cast<const bfloat16*>(from);
+  if (stride == 1) std::memcpy(to, elements, static_cast<std::size_t>(count) * sizeof(bfloat16));
+  else
+    for (std::int64_t i = 0; i < count; ++i) to[i] = elements[i * stride];
 }
 
 KeyRows::KeyRows(const TiledPlan& plan, const TensorView& tensor, const TensorView& scales, int sequence, int kv_head,
@@ -17,6 +35,7 @@ KeyRows::KeyRows(const TiledPlan& plan, const TensorView& tensor, const TensorVi
       scale_(scales.empty() ? 0 : load_element(scales.data, scales.dtype, kv_head * scales.stride[0])),
       dim_(tensor.shape[tensor.rank - 1]),
       dim_stride_(tensor.stride[tensor.rank - 1]),
+      keys_(plan.keys(sequence)),
       swap_pages_(is_mutant(plan.mutant(), Mutant::swap_value_pages) && is_value) {
   const Batch& batch = plan.batch();
   const auto bytes = static_cast<std::int64_t>(size_of(dtype_));
@@ -40,8 +59,28 @@ const std::byte* KeyRows::row(std::int64_t position) const {
   return base_ + pages_[page] * page_stride_ + position % page_size_ * row_stride_;
 }
 
+void KeyRows::locate(std::int64_t first, std::int64_t count, const bfloat16** rows, bfloat16* scratch) const {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::byte* from = row(first + i);
+    if (first + count + i < keys_) prefetch(row(first + count + i), dim_ * static_cast<std::int64_t>(size_of(dtype_)));
+    rows[i] = reinterpret_cast<const bfloat16*>(from);
+    if (dim_stride_ == 1 && scale_ == 0) continue;
+    bfloat16* gathered = scratch + i * dim_;
+    rows[i] = gathered;
+    if (scale_ == 0) {
+      load_row(from, dtype_, dim_stride_, dim_, gathered);
+    } else {
+      float values[Problem::max_head_dim];
+      load_row(from, dtype_, dim_stride_, dim_, values);
+      dequantise(values);
+      simd::from_float(values, DType::bfloat16, gathered, dim_);   // exact: they have been rounded
+    }
+  }
+}
+
 void KeyRows::load(std::int64_t first, std::int64_t count, float* out, std::int64_t out_row) const {
   for (std::int64_t i = 0; i < count; ++i) {
+    if (first + count + i < keys_) prefetch(row(first + count + i), dim_ * static_cast<std::int64_t>(size_of(dtype_)));
     load_row(row(first + i), dtype_, dim_stride_, dim_, out + i * out_row);
     if (scale_ != 0) dequantise(out + i * out_row);
   }

@@ -9,8 +9,9 @@
 
 namespace chorale::tiled {
 
-// Converts `count` elements at `from`, `stride` elements apart.
+// `count` elements at `from`, `stride` elements apart: converted, or as they are where they are bfloat16.
 void load_row(const std::byte* from, DType dtype, std::int64_t stride, std::int64_t count, float* to);
+void load_row(const std::byte* from, DType dtype, std::int64_t stride, std::int64_t count, bfloat16* to);
 
 // Keys or values of one sequence and KV head, by logical position.
 class KeyRows {
@@ -22,6 +23,9 @@ class KeyRows {
   std::int64_t dim() const { return dim_; }
   // Rows of positions [first, first + count) to out, out_row floats apart.
   void load(std::int64_t first, std::int64_t count, float* out, std::int64_t out_row) const;
+  // Where rows of positions [first, first + count) of a bfloat16 problem lie: in the tensor, or gathered in `scratch`
+  // [count, dim] if their elements are codes or not contiguous there. Asks the memory for as many rows after them.
+  void locate(std::int64_t first, std::int64_t count, const bfloat16** rows, bfloat16* scratch) const;
 
  private:
   const std::byte* row(std::int64_t position) const;
@@ -35,6 +39,7 @@ class KeyRows {
   std::int64_t page_stride_ = 0, row_stride_;   // in bytes
   const std::int32_t* pages_ = nullptr;         // of this sequence; none where packed
   std::int64_t page_size_ = 0;
+  std::int64_t keys_;                           // of the sequence
   bool swap_pages_;
 };
 

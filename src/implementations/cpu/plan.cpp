@@ -6,9 +6,11 @@
 
 namespace chorale::tiled {
 
-TiledPlan::TiledPlan(std::string_view implementation, Problem bound, Batch step, int threads, Mutant mutant)
+TiledPlan::TiledPlan(std::string_view implementation, Problem bound, Batch step, Arithmetic arithmetic, int threads,
+                     Mutant mutant)
     : Plan(implementation, std::move(bound), std::move(step)),
       positions_(std::max<std::int64_t>(1, block_rows / problem().group_size())),
+      arithmetic_(arithmetic),
       threads_(threads > 0 ? threads : default_threads()),
       mutant_(mutant) {
   for (int sequence = 0; sequence < batch().sequences(); ++sequence)
@@ -25,7 +27,7 @@ TiledPlan::TiledPlan(std::string_view implementation, Problem bound, Batch step,
 
 QueryBlock TiledPlan::block(int sequence, int kv_head, std::int64_t index) const {
   const std::int64_t first = index * positions_;
-  return {sequence, kv_head, first, std::min(positions_, batch().q_len(sequence) - first)};
+  return {sequence, kv_head, index, first, std::min(positions_, batch().q_len(sequence) - first)};
 }
 
 std::int64_t TiledPlan::keys(int sequence) const {

@@ -16,19 +16,22 @@ namespace chorale::tiled {
 struct QueryBlock {
   int sequence = 0;
   int kv_head = 0;
+  std::int64_t index = 0;      // of the blocks of its sequence and head
   std::int64_t first = 0;      // query row within the sequence
   std::int64_t positions = 0;  // query rows
 };
 
 class TiledPlan : public Plan {
  public:
-  TiledPlan(std::string_view implementation, Problem problem, Batch batch, int threads, Mutant mutant);
+  TiledPlan(std::string_view implementation, Problem problem, Batch batch, Arithmetic arithmetic, int threads, Mutant mutant);
 
   const std::vector<QueryBlock>& blocks() const { return blocks_; }   // of all sequences and heads, longest first
   // The blocks of one sequence and head, in ascending order of their rows.
   std::int64_t block_count(int sequence) const { return (batch().q_len(sequence) + positions_ - 1) / positions_; }
   QueryBlock block(int sequence, int kv_head, std::int64_t index) const;
   std::int64_t most_rows() const { return most_rows_; }               // of any block
+  std::int64_t most_rows_padded() const { return (most_rows_ + 31) / 32 * 32; }
+  Arithmetic arithmetic() const { return arithmetic_; }
   int threads() const { return threads_; }                            // at least 1
   Mutant mutant() const { return mutant_; }
 
@@ -51,6 +54,7 @@ class TiledPlan : public Plan {
   std::int64_t positions_;   // of a full block
   std::int64_t most_rows_ = 0;
   std::vector<QueryBlock> blocks_;
+  Arithmetic arithmetic_;
   int threads_;
   Mutant mutant_;
 };

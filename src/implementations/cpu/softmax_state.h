@@ -5,20 +5,26 @@
 // it was to the bit, and merging with such a row changes nothing.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <limits>
+#include <span>
 #include <vector>
 
 #include "implementations/cpu/score_tile.h"
+#include "simd/simd.h"
 
 namespace chorale::tiled {
 
 class SoftmaxState {
  public:
-  SoftmaxState(std::int64_t max_rows, std::int64_t value_dim);
+  SoftmaxState(std::int64_t most_rows, std::int64_t value_dim);
 
   void reset(std::int64_t rows);
-  // Takes in one tile; its scores become probabilities. values: [count, value_row()].
-  void update(ScoreTile& tile, const float* values, Mutant mutant);
+  // Takes in the rows and keys of one tile. The engine turns each row of scores into probabilities and multiplies them
+  // with the values that it has loaded.
+  template <class Engine>
+  void update(Engine& engine, ScoreTile& tile, Mutant mutant);
   // This state, then the state of later keys. `log2_factor` as in ScoreTile.
   void merge(const SoftmaxState& later, float log2_factor);
   // Divides row r by its sum, the sink (a natural logit, or -inf) included, and returns its LSE.
@@ -28,10 +34,30 @@ class SoftmaxState {
   std::int64_t value_row() const { return value_row_; }
 
  private:
+  static constexpr float nothing = -std::numeric_limits<float>::infinity();
+
+  bool empty(std::int64_t r) const { return maximum_[r] == nothing && sum_[r] == 0.0f; }   // NaN is not nothing
   float* mutable_out(std::int64_t r) { return out_.data() + r * value_row_; }
+  // Puts rows from `first` on under larger maxima.
+  void rescale(std::int64_t first, std::span<const float> maxima, float log2_factor, bool rescale_out);
 
   std::int64_t rows_ = 0, value_dim_, value_row_;
-  std::vector<float> maximum_, sum_, out_;
+  std::vector<float> maximum_, sum_, tile_sums_, out_;
 };
+
+template <class Engine>
+void SoftmaxState::update(Engine& engine, ScoreTile& tile, Mutant mutant) {
+  const std::int64_t first = tile.first_row(), rows = tile.rows();
+  std::array<float, Engine::strip_rows> raised;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const simd::RowSoftmax row = engine.softmax(tile, i, maximum_[first + i]);
+    raised[i] = row.maximum;
+    tile_sums_[first + i] = row.sum;
+  }
+  rescale(first, {raised.data(), static_cast<std::size_t>(rows)}, tile.log2_factor(),
+          !(is_mutant(mutant, Mutant::skip_rescale) && tile.first() == tile.width()));
+  for (std::int64_t r = first; r < first + rows; ++r) sum_[r] += tile_sums_[r];
+  engine.accumulate(tile, mutable_out(first), value_row_);
+}
 
 }  // namespace chorale::tiled

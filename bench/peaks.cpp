@@ -1,0 +1,111 @@
+#include "peaks.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "base/threads.h"
+#include "simd/dot_tiles.h"
+#include "simd/simd.h"
+
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own header
+
+namespace chorale::bench {
+namespace {
+
+// Each loop runs `steps` steps and returns the operations done. Chains are many enough to hide the latency. The sum goes
+// to a volatile, so that nothing is left out.
+volatile float sink;
+
+__attribute__((target("amx-tile,amx-bf16"))) double amx_loop(std::int64_t steps) {
+  alignas(64) static const std::uint8_t zeros[1024] = {};
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, zeros, 64);
+  _tile_loadd(5, zeros, 64);
+  _tile_loadd(6, zeros, 64);
+  _tile_loadd(7, zeros, 64);
+  for (std::int64_t i = 0; i < steps; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  return static_cast<double>(steps) * 4 * 2 * 16 * 16 * 32;
+}
+
+__attribute__((target("avx512f,avx512bf16"))) double avx512_bf16_loop(std::int64_t steps) {
+  __m512 sums[16];
+  for (auto& s : sums) s = _mm512_setzero_ps();
+  const auto x = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+  for (std::int64_t i = 0; i < steps; ++i)
+    for (auto& s : sums) s = _mm512_dpbf16_ps(s, x, x);
+  for (const auto& s : sums) sink = _mm512_cvtss_f32(s);
+  return static_cast<double>(steps) * 16 * 2 * 32;
+}
+
+__attribute__((target("avx512f"))) double avx512_loop(std::int64_t steps) {
+  __m512 sums[16];
+  for (auto& s : sums) s = _mm512_setzero_ps();
+  const __m512 x = _mm512_set1_ps(0.5f);
+  for (std::int64_t i = 0; i < steps; ++i)
+    for (auto& s : sums) s = _mm512_fmadd_ps(s, x, x);
+  for (const auto& s : sums) sink = _mm512_cvtss_f32(s);
+  return static_cast<double>(steps) * 16 * 2 * 16;
+}
+
+__attribute__((target("avx2,fma"))) double avx2_loop(std::int64_t steps) {
+  __m256 sums[12];
+  for (auto& s : sums) s = _mm256_setzero_ps();
+  const __m256 x = _mm256_set1_ps(0.5f);
+  for (std::int64_t i = 0; i < steps; ++i)
+    for (auto& s : sums) s = _mm256_fmadd_ps(s, x, x);
+  for (const auto& s : sums) sink = _mm256_cvtss_f32(s);
+  return static_cast<double>(steps) * 12 * 2 * 8;
+}
+
+template <class Body>
+double best_rate(int threads, Body body) {
+  double best = 0;
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    std::vector<double> done(static_cast<std::size_t>(threads));
+    const auto start = std::chrono::steady_clock::now();
+    parallel_for(threads, threads, [&](std::int64_t i, int) { done[static_cast<std::size_t>(i)] = body(i); });
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    double total = 0;
+    for (const double d : done) total += d;
+    best = std::max(best, total / seconds);
+  }
+  return best;
+}
+
+}  // namespace
+
+double peak_flops(bool bfloat16, int threads) {
+  constexpr std::int64_t steps = 1 << 20;
+  if (bfloat16 && simd::dot_level() != simd::DotLevel::none) {
+    return best_rate(threads, [](std::int64_t) {
+      const simd::DotScope scope(simd::dot_level());
+      return simd::dot_level() == simd::DotLevel::amx ? amx_loop(steps) : avx512_bf16_loop(steps);
+    });
+  }
+  const bool wide = simd::level() == "avx512";
+  return best_rate(threads, [wide](std::int64_t) { return wide ? avx512_loop(steps) : avx2_loop(steps); });
+}
+
+double peak_bandwidth(int threads) {
+  constexpr std::int64_t floats = std::int64_t{1} << 27;  // 512 MiB: more than any last-level cache here
+  std::vector<float> memory(static_cast<std::size_t>(floats), 1.0f);
+  const std::int64_t part = floats / threads;
+  return best_rate(threads, [&](std::int64_t i) {
+    sink = simd::sum(memory.data() + i * part, part);
+    return static_cast<double>(part) * sizeof(float);
+  });
+}
+
+}  // namespace chorale::bench

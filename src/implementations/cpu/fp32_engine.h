@@ -1,0 +1,48 @@
+// Products of float32 chains: every type and every processor with AVX2.
+//
+// An engine loads a query block and a key tile in the form that its products want, computes scores, and multiplies
+// probabilities with values. Its order of arithmetic is named by `arithmetic`.
+#pragma once
+
+#include <vector>
+
+#include "implementations/cpu/key_rows.h"
+#include "implementations/cpu/score_tile.h"
+#include "simd/simd.h"
+
+namespace chorale::tiled {
+
+class Fp32Engine {
+ public:
+  using Element = float;                               // of packed keys and values
+  static constexpr std::int64_t width = tile_keys;
+  static constexpr std::int64_t strip_rows = 48;       // rows whose scores stay in the first-level cache
+
+  explicit Fp32Engine(const TiledPlan& plan);
+
+  struct Scope {};
+  Scope scope() const { return {}; }
+
+  // Sizes of one packed tile, in Elements.
+  static std::int64_t key_elements(const Problem& problem) { return problem.head_dim * width; }
+  static std::int64_t value_elements(const Problem& problem) { return width * simd::round_up(problem.value_dim()); }
+  // Packs `count` rows from position `first` on.
+  void pack_keys(const KeyRows& keys, std::int64_t first, std::int64_t count, float* packed);
+  void pack_values(const KeyRows& values, std::int64_t first, std::int64_t count, float* packed);
+
+  void load_queries(const QueryBlock& block, const TensorView& q);
+  void use(const float* keys, const float* values) { keys_ = keys, values_ = values; }
+
+  void scores(ScoreTile& tile);
+  simd::RowSoftmax softmax(ScoreTile& tile, std::int64_t r, float before) {
+    return simd::softmax_row(tile.row(r), tile.count(), before, tile.log2_factor());
+  }
+  void accumulate(ScoreTile& tile, float* out, std::int64_t out_row);
+
+ private:
+  const TiledPlan& plan_;
+  const float *keys_ = nullptr, *values_ = nullptr;
+  std::vector<float> queries_, key_rows_;
+};
+
+}  // namespace chorale::tiled

@@ -1,0 +1,231 @@
+// Raw intrinsics, one small function each, with the instruction set named on the function: the rest of the program is
+// compiled for any x86-64.
+#include "simd/dot_tiles.h"
+
+// GCC 12's own header leaves a vector uninitialised on purpose and warns of it when inlined.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "base/settings.h"
+
+#define CHORALE_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define CHORALE_AMX __attribute__((target("amx-tile,amx-bf16,avx512f")))
+
+namespace chorale::simd {
+namespace {
+
+// Linux hands out the large tile state on request only.
+bool request_amx() {
+  constexpr long arch_req_xcomp_perm = 0x1023, xfeature_xtiledata = 18;
+  return ::syscall(SYS_arch_prctl, arch_req_xcomp_perm, xfeature_xtiledata) == 0;
+}
+
+DotLevel detect() {
+  const std::string limit = read_settings().simd.value_or("amx");
+  if (limit == "avx2" || limit == "avx512") return DotLevel::none;
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw")) return DotLevel::none;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;  // of leaf 7
+  const bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx_bf16) != 0 && (d & amx_tile) != 0;
+  return limit == "amx" && amx && request_amx() ? DotLevel::amx : DotLevel::avx512_bf16;
+}
+
+// Eight tiles of 16 rows of 64 bytes.
+struct TileConfig {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+
+CHORALE_AMX void load_tile_config() {
+  alignas(64) static const TileConfig config;
+  _tile_loadconfig(&config);
+}
+CHORALE_AMX void release_tiles() { _tile_release(); }
+
+struct Product {
+  DotShape shape;
+  const bfloat16* left;
+  std::int64_t left_row;
+  const bfloat16* right;
+  std::int64_t right_row;
+  float* out;
+  std::int64_t out_row;
+  bool accumulate;
+};
+
+// AMX: 32 x 32 outputs in four accumulators, two tiles of each operand; then what is left over, one tile at a time.
+template <int Tall, int Wide>
+CHORALE_AMX inline void amx_block(const Product& p, std::int64_t row, std::int64_t column) {
+  const std::int64_t out_bytes = p.out_row * 4, left_bytes = p.left_row * 2, right_bytes = p.right_row * 2;
+  float* out = p.out + row * p.out_row + column;
+  const bfloat16* left = p.left + row * p.left_row;
+  const bfloat16* right = p.right + column * 2;
+  if (p.accumulate) {
+    _tile_loadd(0, out, out_bytes);
+    if constexpr (Wide == 2) _tile_loadd(1, out + 16, out_bytes);
+    if constexpr (Tall == 2) _tile_loadd(2, out + 16 * p.out_row, out_bytes);
+    if constexpr (Tall == 2 && Wide == 2) _tile_loadd(3, out + 16 * p.out_row + 16, out_bytes);
+  } else {
+    _tile_zero(0);
+    if constexpr (Wide == 2) _tile_zero(1);
+    if constexpr (Tall == 2) _tile_zero(2);
+    if constexpr (Tall == 2 && Wide == 2) _tile_zero(3);
+  }
+  for (std::int64_t k = 0; k < p.shape.inner; k += 32) {
+    _tile_loadd(4, left + k, left_bytes);
+    if constexpr (Tall == 2) _tile_loadd(5, left + 16 * p.left_row + k, left_bytes);
+    _tile_loadd(6, right + k / 2 * p.right_row, right_bytes);
+    if constexpr (Wide == 2) _tile_loadd(7, right + k / 2 * p.right_row + 32, right_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (Wide == 2) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (Tall == 2) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (Tall == 2 && Wide == 2) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, out, out_bytes);
+  if constexpr (Wide == 2) _tile_stored(1, out + 16, out_bytes);
+  if constexpr (Tall == 2) _tile_stored(2, out + 16 * p.out_row, out_bytes);
+  if constexpr (Tall == 2 && Wide == 2) _tile_stored(3, out + 16 * p.out_row + 16, out_bytes);
+}
+
+template <int Tall>
+CHORALE_AMX inline void amx_rows(const Product& p, std::int64_t row) {
+  std::int64_t column = 0;
+  for (; column + 32 <= p.shape.columns; column += 32) amx_block<Tall, 2>(p, row, column);
+  if (column < p.shape.columns) amx_block<Tall, 1>(p, row, column);
+}
+
+CHORALE_AMX void amx_product(const Product& p) {
+  std::int64_t row = 0;
+  for (; row + 32 <= p.shape.rows; row += 32) amx_rows<2>(p, row);
+  if (row < p.shape.rows) amx_rows<1>(p, row);
+}
+
+// AVX-512 BF16: each step adds a pair of products to sixteen columns.
+template <int Rows, int Vectors>
+CHORALE_AVX512_BF16 inline void avx512_block(const Product& p, std::int64_t row, std::int64_t column) {
+  float* out = p.out + row * p.out_row + column;
+  const bfloat16* left = p.left + row * p.left_row;
+  const bfloat16* right = p.right + column * 2;
+  __m512 sums[Rows][Vectors];
+  for (int i = 0; i < Rows; ++i)
+    for (int v = 0; v < Vectors; ++v)
+      sums[i][v] = p.accumulate ? _mm512_loadu_ps(out + i * p.out_row + v * 16) : _mm512_setzero_ps();
+  for (std::int64_t k = 0; k < p.shape.inner; k += 2) {
+    __m512bh columns[Vectors];
+    for (int v = 0; v < Vectors; ++v) columns[v] = (__m512bh)_mm512_loadu_si512(right + v * 32);
+    for (int i = 0; i < Rows; ++i) {
+      int pair;
+      std::memcpy(&pair, left + i * p.left_row + k, sizeof pair);
+      const auto x = (__m512bh)_mm512_set1_epi32(pair);
+      for (int v = 0; v < Vectors; ++v) sums[i][v] = _mm512_dpbf16_ps(sums[i][v], x, columns[v]);
+    }
+    right += p.right_row;
+  }
+  for (int i = 0; i < Rows; ++i)
+    for (int v = 0; v < Vectors; ++v) _mm512_storeu_ps(out + i * p.out_row + v * 16, sums[i][v]);
+}
+
+CHORALE_AVX512_BF16 void avx512_product(const Product& p) {
+  for (std::int64_t row = 0; row < p.shape.rows; row += 8) {
+    std::int64_t column = 0;
+    for (; column + 32 <= p.shape.columns; column += 32) avx512_block<8, 2>(p, row, column);
+    for (; column < p.shape.columns; column += 16) avx512_block<8, 1>(p, row, column);
+  }
+}
+
+// 16 x 16 transposition of 32-bit elements: by pairs, fours, then 128-bit lanes.
+CHORALE_AVX512_BF16 inline void transpose_16x16(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+      r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+    }
+  for (int j = 0; j < 4; ++j) {
+    const __m512i low_01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), high_01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+    const __m512i low_23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), high_23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+    t[j] = _mm512_shuffle_i32x4(low_01, low_23, 0x88);
+    t[8 + j] = _mm512_shuffle_i32x4(low_01, low_23, 0xdd);
+    t[4 + j] = _mm512_shuffle_i32x4(high_01, high_23, 0x88);
+    t[12 + j] = _mm512_shuffle_i32x4(high_01, high_23, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+CHORALE_AVX512_BF16 void pack_transposed(const bfloat16* const* in, std::int64_t rows, std::int64_t columns, bfloat16* right,
+                                         std::int64_t right_row) {
+  for (std::int64_t i = 0; i < rows; i += 16)
+    for (std::int64_t j = 0; j < columns; j += 32) {
+      const std::int64_t width = columns - j < 32 ? columns - j : 32;
+      const __mmask32 inside = width == 32 ? 0xffffffffu : (1u << width) - 1;
+      __m512i block[16];
+      for (std::int64_t r = 0; r < 16; ++r)
+        block[r] = i + r < rows ? _mm512_maskz_loadu_epi16(inside, in[i + r] + j) : _mm512_setzero_si512();
+      transpose_16x16(block);
+      for (std::int64_t pair = 0; pair < 16; ++pair) _mm512_storeu_si512(right + (j / 2 + pair) * right_row + i * 2, block[pair]);
+    }
+}
+
+CHORALE_AVX512_BF16 void pack_rows(const bfloat16* const* in, std::int64_t rows, std::int64_t columns, bfloat16* right,
+                                   std::int64_t right_row) {
+  alignas(64) std::uint16_t first[32], second[32];
+  for (int i = 0; i < 32; ++i) {
+    first[i] = static_cast<std::uint16_t>(i / 2 + i % 2 * 32);
+    second[i] = static_cast<std::uint16_t>(16 + i / 2 + i % 2 * 32);
+  }
+  const __m512i low = _mm512_load_si512(first), high = _mm512_load_si512(second);
+  const std::int64_t padded_rows = (rows + 31) / 32 * 32;
+  for (std::int64_t i = 0; i < padded_rows; i += 2)
+    for (std::int64_t j = 0; j < columns; j += 32) {
+      const std::int64_t width = columns - j < 32 ? columns - j : 32;
+      const __mmask32 inside = width == 32 ? 0xffffffffu : (1u << width) - 1;
+      const __m512i a = i < rows ? _mm512_maskz_loadu_epi16(inside, in[i] + j) : _mm512_setzero_si512();
+      const __m512i b = i + 1 < rows ? _mm512_maskz_loadu_epi16(inside, in[i + 1] + j) : _mm512_setzero_si512();
+      bfloat16* to = right + i / 2 * right_row + j * 2;
+      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, low, b));
+      if (width > 16) _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(a, high, b));
+    }
+}
+
+}  // namespace
+
+DotLevel dot_level() {
+  static const DotLevel level = detect();
+  return level;
+}
+
+DotScope::DotScope(DotLevel level) : level_(level) {
+  if (level_ == DotLevel::amx) load_tile_config();
+}
+DotScope::~DotScope() {
+  if (level_ == DotLevel::amx) release_tiles();
+}
+
+void dot_product(DotLevel level, const DotShape& shape, const bfloat16* left, std::int64_t left_row, const bfloat16* right,
+                 std::int64_t right_row, float* out, std::int64_t out_row, bool accumulate) {
+  const Product product{shape, left, left_row, right, right_row, out, out_row, accumulate};
+  if (level == DotLevel::amx) amx_product(product);
+  else avx512_product(product);
+}
+
+void pack_pairs(const bfloat16* const* in, std::int64_t rows, std::int64_t columns, bfloat16* right, std::int64_t right_row) {
+  pack_rows(in, rows, columns, right, right_row);
+}
+void pack_pairs_transposed(const bfloat16* const* in, std::int64_t rows, std::int64_t columns, bfloat16* right, std::int64_t right_row) {
+  pack_transposed(in, rows, columns, right, right_row);
+}
+
+}  // namespace chorale::simd
