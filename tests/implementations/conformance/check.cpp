@@ -145,6 +145,17 @@ void Margins::include(const Margins& other) {
   }
 }
 
+namespace {
+
+// Whether probabilities are rounded to 16 bits before they meet values: the fingerprint's part "p" says so.
+bool rounds_weights(const Implementation& implementation, const Case& test, const Device& device) {
+  const Fingerprint fingerprint = implementation.fingerprint(test.problem, device);
+  return std::ranges::any_of(fingerprint.parts,
+                             [](const Fingerprint::Part& part) { return part.name == "p" && part.value != "fp32"; });
+}
+
+}  // namespace
+
 Report check(const Implementation& implementation, const Case& test, const Device& device) {
   Report report;
   const auto fail = [&](const std::string& what) {
@@ -156,7 +167,7 @@ Report check(const Implementation& implementation, const Case& test, const Devic
     fail((data ? clean : data).status().message());
     return report;
   }
-  const Expected expected = expect(bind(test), *data);
+  const Expected expected = expect(bind(test), *data, rounds_weights(implementation, test, device));
   for (const Output& output : outputs(test.problem, *data, expected)) {
     const Comparison comparison = compare(*output.expected, output.actual->view);
     report.margins.*output.margin = comparison.worst;
