@@ -34,7 +34,7 @@ Status check_problems(const LayerAttentions& attentions, const KvCacheConfig& ca
   }
   const Problem& problem = attentions.prefill[0].problem();
   if (problem.kv_heads != cache.kv_heads || problem.head_dim != cache.head_dim ||
-      problem.dtype != cache.dtype ||
+      problem.kv_dtype_or_default() != cache.dtype ||
       problem.value_dim() != (cache.value_head_dim == 0 ? cache.head_dim : cache.value_head_dim) ||
       problem.sinks)
     return Status::invalid_argument(
@@ -144,7 +144,9 @@ Status CachedAttention::forward(int layer, const TensorView& q, const TensorView
                                                                  .v = cache_.values(layer),
                                                                  .out = part(out),
                                                                  .lse = part(lse),
-                                                                 .sinks = {}}));
+                                                                 .sinks = {},
+                                                                 .k_scale = cache_.key_scales(layer),
+                                                                 .v_scale = cache_.value_scales(layer)}));
   }
   return Status::ok();
 }

@@ -73,13 +73,17 @@ Result<Generator> Generator::create(const Model& model, LayerAttentions attentio
                                     const GeneratorConfig& config) {
   CHORALE_RETURN_IF_ERROR(config.scheduler.validate());
   const Problem problem = model.config().problem();
-  CHORALE_ASSIGN_OR_RETURN(KvCache cache, KvCache::create({.layers = model.config().num_hidden_layers,
-                                                           .kv_heads = problem.kv_heads,
-                                                           .head_dim = problem.head_dim,
-                                                           .value_head_dim = problem.value_head_dim,
-                                                           .dtype = problem.dtype,
-                                                           .page_size = config.page_size,
-                                                           .pages = config.pages}));
+  const bool in_8_bits = !attentions.prefill.empty() && attentions.prefill[0].problem().has_kv_scales();
+  CHORALE_ASSIGN_OR_RETURN(KvCache cache,
+                           KvCache::create({.layers = model.config().num_hidden_layers,
+                                            .kv_heads = problem.kv_heads,
+                                            .head_dim = problem.head_dim,
+                                            .value_head_dim = problem.value_head_dim,
+                                            .dtype = in_8_bits ? DType::float8_e4m3 : problem.dtype,
+                                            .page_size = config.page_size,
+                                            .pages = config.pages,
+                                            .key_scales = config.key_scales,
+                                            .value_scales = config.value_scales}));
   CHORALE_ASSIGN_OR_RETURN(CachedAttention attention,
                            CachedAttention::create(std::move(attentions), std::move(cache)));
   return Generator(model, std::move(attention), config);
@@ -88,6 +92,7 @@ Result<Generator> Generator::create(const Model& model, LayerAttentions attentio
 Status Generator::submit(const Request& request) {
   const ModelConfig& model = model_->config();
   CHORALE_RETURN_IF_ERROR(request.validate(model.vocab_size, model.max_position_embeddings));
+  if (is_idle()) attention_.cache().forget_prefixes();  // of other weights, for all that is known here
   return scheduler_.submit(request, attention_.cache().config());
 }
 
@@ -110,6 +115,7 @@ Result<std::vector<Completion>> Generator::run_step() {
                                                                  .positions = inputs.positions,
                                                                  .logit_rows = inputs.logit_rows},
                                                                 attention_, nullptr, observer_));
+  CHORALE_RETURN_IF_ERROR(scheduler_.publish(chunks, attention_.cache()));
   ++stats_.steps;
   stats_.computed_tokens += std::ssize(inputs.rows);
   return draw(logits, inputs.drawing);

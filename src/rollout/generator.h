@@ -22,6 +22,8 @@ namespace chorale {
 struct GeneratorConfig {
   int page_size = 16;      // tokens; a power of two from 1 to 256
   std::int64_t pages = 0;  // in the pool, for all sequences together
+  // As in KvCacheConfig: given exactly if the attentions' problem keeps keys and values in 8 bits.
+  std::vector<float> key_scales{}, value_scales{};
   SchedulerConfig scheduler;
   int threads = 0;  // of the sampler; 0: CHORALE_NUM_THREADS, else all cores
 };
@@ -54,8 +56,8 @@ class StepObserver : public Observer {
 // Not thread-safe.
 class Generator {
  public:
-  // `model` must outlive the generator. Its parameters may change while the generator is idle. The attentions
-  // must be of the model's shape.
+  // `model` must outlive the generator. Its parameters may change while the generator is idle: pages of
+  // prompts are shared until then, and no longer. The attentions must be of the model's shape.
   static Result<Generator> create(const Model& model, LayerAttentions attentions,
                                   const GeneratorConfig& config);
 

@@ -49,7 +49,7 @@ struct Completion {
   std::vector<std::int32_t> tokens;  // what was drawn, without the prompt
   std::vector<float> log_probs;      // of each token: token_log_prob at the recorded temperature
   FinishReason reason = FinishReason::length;
-  std::int64_t preemptions = 0;    // how often its pages were taken away and computed again
+  std::int64_t preemptions = 0;    // how often its pages were taken away
   std::int64_t shared_tokens = 0;  // positions taken over from another sequence's pages, not computed
 };
 

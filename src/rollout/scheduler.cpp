@@ -74,15 +74,24 @@ Result<std::int64_t> Scheduler::promised_pages(const KvCache& cache) const {
   return pages;
 }
 
+// Gives a waiting generation a sequence with as much as there already is of it: its own keys from host
+// memory, a running generation's, or the published pages of a prompt.
 Status Scheduler::start(Generation& newcomer, const Prefix& prefix, KvCache& cache) {
-  if (prefix.source == nullptr) {
-    newcomer.sequence = cache.add();
+  if (newcomer.swapped) {
+    CHORALE_ASSIGN_OR_RETURN(newcomer.sequence, cache.swap_in(*newcomer.swapped));
     return Status::ok();
   }
+  // A generated token may have been computed by another implementation than a prompt's, so only prompts are
+  // looked up (and published). The token after a prompt, if there is one, is the one left to compute.
+  const std::size_t prompt = newcomer.request.prompt.size();
+  const auto known = std::span(newcomer.tokens).first(std::min(prompt + 1, newcomer.tokens.size()));
+  const KvCache::PrefixMatch match = cache.add_with_prefix(known);
+  newcomer.sequence = match.sequence;
+  newcomer.cached = match.tokens;
+  if (prefix.tokens <= match.tokens) return Status::ok();
+  CHORALE_RETURN_IF_ERROR(cache.free(match.sequence));
   CHORALE_ASSIGN_OR_RETURN(newcomer.sequence, cache.fork(*prefix.source->sequence));
   newcomer.cached = prefix.tokens;
-  newcomer.completion.shared_tokens += prefix.tokens;
-  stats_.shared_tokens += prefix.tokens;
   return cache.truncate(*newcomer.sequence, prefix.tokens);
 }
 
@@ -99,9 +108,23 @@ Status Scheduler::admit(KvCache& cache) {
     if (running == config_.max_running) break;
     const Prefix prefix = find_prefix(*generation, page_size);
     if (prefix.grows) continue;
-    const std::int64_t needed = pages_of(generation->known(), page_size) - prefix.tokens / page_size;
-    if (promised + needed + running > cache.free_pages()) break;
+    if (generation->swapped &&
+        promised + pages_of(generation->known(), page_size) + running > cache.free_pages())
+      break;
     CHORALE_RETURN_IF_ERROR(start(*generation, prefix, cache));
+    CHORALE_ASSIGN_OR_RETURN(const std::int64_t needed,
+                             cache.pages_for(*generation->sequence, generation->remaining()));
+    if (promised + needed + running > cache.free_pages()) {
+      CHORALE_RETURN_IF_ERROR(cache.free(*generation->sequence));
+      generation->sequence.reset();
+      generation->cached = 0;
+      break;
+    }
+    if (!generation->swapped) {
+      generation->completion.shared_tokens += generation->cached;
+      stats_.shared_tokens += generation->cached;
+    }
+    generation->swapped.reset();
     promised += needed;
     ++running;
   }
@@ -124,9 +147,13 @@ std::vector<std::int64_t> Scheduler::share_budget() const {
 }
 
 Status Scheduler::preempt(Generation& generation, KvCache& cache) {
-  CHORALE_RETURN_IF_ERROR(cache.free(*generation.sequence));
+  if (config_.preemption == Preemption::swap) {
+    CHORALE_ASSIGN_OR_RETURN(generation.swapped, cache.swap_out(*generation.sequence));
+  } else {
+    CHORALE_RETURN_IF_ERROR(cache.free(*generation.sequence));
+    generation.cached = 0;
+  }
   generation.sequence.reset();
-  generation.cached = 0;
   ++generation.completion.preemptions;
   ++stats_.preemptions;
   return Status::ok();
@@ -169,6 +196,19 @@ Result<std::vector<Chunk>> Scheduler::schedule(KvCache& cache) {
     }
   }
   return chunks;
+}
+
+Status Scheduler::publish(std::span<const Chunk> chunks, KvCache& cache) {
+  for (const Chunk& chunk : chunks) {
+    const Generation& generation = *chunk.generation;
+    const auto page_size = std::int64_t{cache.config().page_size};
+    const auto prompt = std::ssize(generation.request.prompt);
+    const std::int64_t end = std::min(prompt, std::int64_t{chunk.first} + chunk.count);
+    if (end / page_size <= chunk.first / page_size) continue;  // no page of the prompt was filled
+    CHORALE_RETURN_IF_ERROR(cache.publish(*generation.sequence,
+                                          std::span(generation.tokens).first(static_cast<std::size_t>(end))));
+  }
+  return Status::ok();
 }
 
 Result<Completion> Scheduler::finish(const Generation& generation, KvCache& cache) {

@@ -14,10 +14,17 @@
 
 namespace chorale {
 
+// What happens to the keys and values of a sequence whose pages are taken away. The results are the same.
+enum class Preemption {
+  recompute,  // forgotten, and computed again
+  swap,       // copied to host memory, and back
+};
+
 struct SchedulerConfig {
   std::int64_t tokens_per_step = 512;  // rows of a step, decode and chunks of prefill together
   std::int64_t max_running = 256;  // sequences; at most tokens_per_step, so that all can decode in one step
-  Status validate() const;         // names the field, the value and the limit
+  Preemption preemption = Preemption::recompute;
+  Status validate() const;  // names the field, the value and the limit
 };
 
 // An unfinished request. It is running while it has a sequence in the cache, and waiting otherwise.
@@ -25,7 +32,8 @@ struct Generation {
   Request request;
   std::vector<std::int32_t> tokens;  // the prompt and what was drawn
   std::optional<KvCache::SequenceId> sequence;
-  std::int64_t cached = 0;  // tokens in the cache, from the front
+  std::optional<SwappedSequence> swapped;  // of one that waits with its keys in host memory
+  std::int64_t cached = 0;  // tokens whose keys are in the cache, or in host memory, from the front
   Completion completion;
 
   bool is_running() const { return sequence.has_value(); }
@@ -59,6 +67,8 @@ class Scheduler {
   Status submit(const Request& request, const KvCacheConfig& pool);
   // The next step, in order of arrival. Empty only if everything is finished.
   Result<std::vector<Chunk>> schedule(KvCache& cache);
+  // The chunks' keys are stored: other requests may share the full pages of their prompts from now on.
+  Status publish(std::span<const Chunk> chunks, KvCache& cache);
   // Takes a finished generation out and gives its pages back.
   Result<Completion> finish(const Generation& generation, KvCache& cache);
   // Drops everything.

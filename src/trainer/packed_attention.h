@@ -21,8 +21,14 @@ struct PackedLayer {
 // Not thread-safe: one forward and backward at a time.
 class PackedAttention final : public LayerAttention {
  public:
-  // One entry per layer, all of the same problem.
-  explicit PackedAttention(std::vector<PackedLayer> layers) : layers_(std::move(layers)) {}
+  // One entry per layer, all of the same problem. If that keeps keys and values in 8 bits, they are quantised
+  // here as a rollout's cache does it, with scales [layers, kv_heads], so that the trainer sees the values
+  // that the rollout saw. Their gradients pass to what was quantised unchanged.
+  explicit PackedAttention(std::vector<PackedLayer> layers, std::vector<float> key_scales = {},
+                           std::vector<float> value_scales = {})
+      : layers_(std::move(layers)),
+        key_scales_(std::move(key_scales)),
+        value_scales_(std::move(value_scales)) {}
 
   // Plans the next forward and backward: once a pack, shared by the layers that run the same implementation.
   Status plan(std::span<const std::int32_t> cu_seqlens);
@@ -32,9 +38,17 @@ class PackedAttention final : public LayerAttention {
   Status backward(int layer, const BackwardTensors& tensors) override;
 
  private:
+  // Keys and values as attention takes them.
+  struct KeysAndValues {
+    Tensor k_codes, v_codes;  // own what k and v show, where that is quantised
+    TensorView k, v, k_scale, v_scale;
+  };
+  KeysAndValues prepare(int layer, const TensorView& k, const TensorView& v) const;
+  Status check_scales() const;
   Result<std::shared_ptr<const Plan>> plan_for(const Attention& attention, const Batch& batch);
 
   std::vector<PackedLayer> layers_;
+  std::vector<float> key_scales_, value_scales_;
   std::vector<std::shared_ptr<const Plan>> distinct_;        // one per implementation
   std::vector<std::shared_ptr<const Plan>> forward_plans_;   // per layer
   std::vector<std::shared_ptr<const Plan>> backward_plans_;  // per layer; null where there is no backward

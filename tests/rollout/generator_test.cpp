@@ -42,13 +42,13 @@ ParameterSet lively_parameters(const ModelConfig& config) {
   return parameters;
 }
 
-Model small_model(DType dtype = DType::float32, int threads = 0) {
+Model small_model(DType dtype = DType::float32, int threads = 1) {
   const ModelConfig config = small_config(dtype);
   return Model::create(config, lively_parameters(config), threads).value();
 }
 
 Attention attention(const Model& model, std::string_view implementation = "flash_attention_2",
-                    int threads = 0) {
+                    int threads = 1) {
   return Attention::create(model.config().problem(), implementation, Device::cpu(threads),
                            {Phase::prefill, Phase::decode})
       .value();
@@ -58,7 +58,7 @@ LayerAttentions attentions(const Model& model) { return LayerAttentions::uniform
 
 GeneratorConfig roomy() {
   return {
-      .page_size = 8, .pages = 400, .scheduler = {.tokens_per_step = 64, .max_running = 32}, .threads = 0};
+      .page_size = 8, .pages = 400, .scheduler = {.tokens_per_step = 64, .max_running = 32}, .threads = 1};
 }
 
 Generator make(const Model& model, const GeneratorConfig& config) {
@@ -154,7 +154,7 @@ TEST_P(SameBits, InACrowd) {
 TEST_P(SameBits, InATinyPoolWithPreemption) {
   Generator generator = make(
       model,
-      {.page_size = 4, .pages = 20, .scheduler = {.tokens_per_step = 32, .max_running = 16}, .threads = 0});
+      {.page_size = 4, .pages = 20, .scheduler = {.tokens_per_step = 32, .max_running = 16}, .threads = 1});
   expect_same(expected, generator.generate(crowd()).value());
   EXPECT_GT(generator.stats().preemptions, 0) << "the pool must run out";
 }
@@ -168,7 +168,7 @@ TEST_P(SameBits, InAnyChunksAndPages) {
              {.page_size = page_size,
               .pages = 1600 / page_size,
               .scheduler = {.tokens_per_step = tokens_per_step, .max_running = std::min(tokens_per_step, 9)},
-              .threads = 0});
+              .threads = 1});
     expect_same(expected, generator.generate(crowd()).value());
   }
 }
@@ -217,7 +217,7 @@ TEST_P(SameBits, WhenThePhasesAreDifferentImplementations) {
   std::int64_t preemptions = 0;
   const auto calm = generate(roomy(), preemptions);
   const auto pressed = generate(
-      {.page_size = 4, .pages = 20, .scheduler = {.tokens_per_step = 32, .max_running = 16}, .threads = 0},
+      {.page_size = 4, .pages = 20, .scheduler = {.tokens_per_step = 32, .max_running = 16}, .threads = 1},
       preemptions);
   EXPECT_GT(preemptions, 0);
   expect_same(calm, pressed);
@@ -309,7 +309,7 @@ TEST(Generator, ShowsEachRowToTheObserver) {
 
   Generator tiny = make(
       model,
-      {.page_size = 4, .pages = 20, .scheduler = {.tokens_per_step = 32, .max_running = 16}, .threads = 0});
+      {.page_size = 4, .pages = 20, .scheduler = {.tokens_per_step = 32, .max_running = 16}, .threads = 1});
   tiny.set_observer(&pressed);
   ASSERT_TRUE(tiny.generate(requests));
   EXPECT_GT(pressed.seen_again, 0);
@@ -332,7 +332,7 @@ TEST(Generator, CountsWhatItDoes) {
 
 TEST(Generator, RefusesBadRequestsAndChangesNothing) {
   const Model model = small_model();
-  Generator generator = make(model, {.page_size = 4, .pages = 20, .scheduler = {}, .threads = 0});
+  Generator generator = make(model, {.page_size = 4, .pages = 20, .scheduler = {}, .threads = 1});
   const auto refusal = [&](auto change) {
     Request request{.id = 7, .prompt = {1, 2}, .max_new_tokens = 5, .sampling = {}, .stop_tokens = {}};
     change(request);
@@ -378,7 +378,7 @@ TEST(Generator, RefusesAttentionsOfAnotherShape) {
   EXPECT_THAT(Generator::create(model, LayerAttentions::uniform(wide, 2), roomy()).status().message(),
               HasSubstr("the cache holds 2 KV heads of 8 in float32"));
   EXPECT_THAT(Generator::create(model, attentions(model),
-                                {.page_size = 3, .pages = 10, .scheduler = {}, .threads = 0})
+                                {.page_size = 3, .pages = 10, .scheduler = {}, .threads = 1})
                   .status()
                   .message(),
               HasSubstr("page_size 3"));

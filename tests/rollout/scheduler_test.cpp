@@ -19,19 +19,26 @@ using Tokens = std::vector<std::int32_t>;
 struct Work {
   RequestId request;
   std::int32_t first, count;
-  bool operator==(const Work&) const = default;
+  std::int64_t moves = 0;  // how often the request lost its place or found another's
+  bool operator==(const Work& other) const {
+    return request == other.request && first == other.first && count == other.count;
+  }
 };
 void PrintTo(const Work& work, std::ostream* out) {
   *out << "request " << work.request << " [" << work.first << ", +" << work.count << ")";
 }
 
-// A scheduler, its cache, and a stand-in for the model: token n of request i is always i * 1000 + n.
+// A scheduler, its cache, and a stand-in for the model: generated token n of request i is always i * 1000 +
+// n.
 struct Bench {
   explicit Bench(SchedulerConfig config, int page_size, std::int64_t pages)
       : scheduler(config),
-        cache(
-            KvCache::create({.kv_heads = 1, .head_dim = 1, .page_size = page_size, .pages = pages}).value()) {
-  }
+        cache(KvCache::create({.kv_heads = 1,
+                               .head_dim = 1,
+                               .dtype = DType::float32,
+                               .page_size = page_size,
+                               .pages = pages})
+                  .value()) {}
 
   Status submit(RequestId id, Tokens prompt, std::int64_t max_new_tokens) {
     return scheduler.submit({.id = id,
@@ -48,25 +55,45 @@ struct Bench {
     return submit(id, std::move(prompt), max_new_tokens);
   }
 
+  // The stand-in for keys is the token itself, so that a place in the pool says which token it was computed
+  // from.
+  void compute(const Chunk& chunk) {
+    Tensor keys = Tensor::zeros(DType::float32, {chunk.count, 1, 1});
+    for (std::int32_t i = 0; i < chunk.count; ++i)
+      keys.as<float>()[i] = static_cast<float>(chunk.generation->tokens[chunk.first + i]);
+    const Status stored = cache.store(0, chunk.slots, keys, keys);
+    EXPECT_TRUE(stored.is_ok()) << stored.message();
+  }
+  void expect_computed(const Chunk& chunk) {
+    const auto table = cache.block_table(*chunk.generation->sequence).value();
+    const int page_size = cache.config().page_size;
+    for (std::int32_t i = 0; i < chunk.first + chunk.count; ++i)
+      EXPECT_EQ(
+          static_cast<const float*>(cache.keys(0).data)[table[i / page_size] * page_size + i % page_size],
+          static_cast<float>(chunk.generation->tokens[i]));
+  }
+
   std::vector<Work> step() {
     std::vector<Work> work;
     auto chunks = scheduler.schedule(cache);
     EXPECT_TRUE(chunks) << chunks.status().message();
+    for (const Chunk& chunk : *chunks) compute(chunk);
+    for (const Chunk& chunk : *chunks) expect_computed(chunk);
     for (const Chunk& chunk : *chunks) {
-      Generation& generation = *chunk.generation;
-      work.push_back({generation.request.id, chunk.first, chunk.count});
-      EXPECT_EQ(std::ssize(chunk.slots), chunk.count);
-      if (!chunk.draws()) continue;
-      generation.tokens.push_back(
-          static_cast<std::int32_t>(generation.request.id * 1000 + generation.known()));
-      generation.completion.tokens.push_back(generation.tokens.back());
-      if (std::ssize(generation.completion.tokens) == generation.request.max_new_tokens) {
-        auto completion = scheduler.finish(generation, cache);
-        EXPECT_TRUE(completion) << completion.status().message();
-        completions[completion->id] = *completion;
-      }
+      const Completion& so_far = chunk.generation->completion;
+      work.push_back({chunk.generation->request.id, chunk.first, chunk.count,
+                      so_far.preemptions + so_far.shared_tokens});
+      if (chunk.draws()) draw(*chunk.generation);
     }
     return work;
+  }
+  void draw(Generation& generation) {
+    generation.tokens.push_back(static_cast<std::int32_t>(generation.request.id * 1000 + generation.known()));
+    generation.completion.tokens.push_back(generation.tokens.back());
+    if (std::ssize(generation.completion.tokens) < generation.request.max_new_tokens) return;
+    auto completion = scheduler.finish(generation, cache);
+    EXPECT_TRUE(completion) << completion.status().message();
+    completions[completion->id] = *completion;
   }
 
   Scheduler scheduler;
@@ -174,6 +201,7 @@ TEST(SchedulerConfig, NamesWhatIsWrong) {
 // Random requests over a small pool: positions of each come in order and without gaps, restarts only after
 // preemption or with shared pages, limits hold at every step, and everything ends.
 TEST(Scheduler, KeepsItsPromisesUnderPressure) {
+  std::int64_t preemptions = 0, shared_tokens = 0;
   for (const std::uint64_t seed : {1u, 2u, 3u, 4u}) {
     SCOPED_TRACE(seed);
     std::mt19937_64 random(seed);
@@ -181,13 +209,14 @@ TEST(Scheduler, KeepsItsPromisesUnderPressure) {
       return low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1));
     };
     const SchedulerConfig config{.tokens_per_step = between(6, 20), .max_running = 6};
-    Bench bench(config, 1 << between(0, 3), between(24, 40));
-    const std::int64_t capacity = bench.cache.config().pages * bench.cache.config().page_size;
+    const int page_size = 1 << between(0, 3);
+    Bench bench(config, page_size, between(32, 60) / page_size);
     RequestId next = 1;
-    std::map<RequestId, std::int64_t> expected, position;
+    std::map<RequestId, std::int64_t> expected;
+    std::map<RequestId, Work> places;
     for (int step = 0; step < 3000 && (next <= 60 || !bench.scheduler.is_idle()); ++step) {
       if (next <= 60 && between(0, 2) == 0) {
-        Tokens prompt(static_cast<std::size_t>(between(1, std::min<std::int64_t>(20, capacity - 12))));
+        Tokens prompt(static_cast<std::size_t>(between(1, 20)));
         for (std::size_t i = 0; i < prompt.size(); ++i)
           prompt[i] = static_cast<std::int32_t>(i < 9 ? next % 3 : between(0, 1));  // shared beginnings
         expected[next] = between(1, 12);
@@ -198,11 +227,11 @@ TEST(Scheduler, KeepsItsPromisesUnderPressure) {
       const auto work = bench.step();
       for (const Work& w : work) {
         rows += w.count;
-        // The same place where it left off, or one that another sequence had computed, or the start again.
-        ASSERT_TRUE(w.first == position[w.request] ||
-                    bench.scheduler.stats().preemptions + bench.scheduler.stats().shared_tokens > 0);
+        const auto [last, is_first] = places.insert({w.request, w});
+        const bool goes_on = w.first == (is_first ? 0 : last->second.first + last->second.count);
+        ASSERT_TRUE(goes_on || w.moves > (is_first ? 0 : last->second.moves)) << "a gap, or a step back";
         ASSERT_GT(w.count, 0);
-        position[w.request] = w.first + w.count;
+        last->second = w;
       }
       ASSERT_LE(rows, config.tokens_per_step);
       ASSERT_LE(std::ssize(work), config.max_running);
@@ -210,10 +239,14 @@ TEST(Scheduler, KeepsItsPromisesUnderPressure) {
     }
     ASSERT_TRUE(bench.scheduler.is_idle()) << "every request ends";
     EXPECT_EQ(bench.cache.used_pages(), 0);
+    preemptions += bench.scheduler.stats().preemptions;
+    shared_tokens += bench.scheduler.stats().shared_tokens;
     ASSERT_EQ(std::ssize(bench.completions), 60);
     for (const auto& [id, completion] : bench.completions)
       EXPECT_EQ(std::ssize(completion.tokens), expected[id]);
   }
+  EXPECT_GT(preemptions, 0) << "no pressure: the test sees nothing";
+  EXPECT_GT(shared_tokens, 0);
 }
 
 }  // namespace
