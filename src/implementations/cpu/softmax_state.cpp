@@ -32,7 +32,7 @@ void SoftmaxState::reset(std::int64_t rows) {
 }
 
 void SoftmaxState::rescale(std::int64_t first, std::span<const float> maxima, float log2_factor, bool rescale_out) {
-  std::array<float, 128> factors;
+  std::array<float, 128> factors{};
   for (std::size_t i = 0; i < maxima.size(); ++i) factors[i] = rescale_exponent(maximum_[first + i], maxima[i], log2_factor);
   simd::exp2_nonpositive(factors.data(), factors.data(), static_cast<std::int64_t>(maxima.size()));
   for (std::size_t i = 0; i < maxima.size(); ++i) {
