@@ -54,16 +54,19 @@ constexpr bool is_constant(Op op) {
 }
 constexpr bool is_table(Op op) { return op == Op::table_1d || op == Op::table_2d; }
 
-// Written without branches, so that loops over them vectorise.
+// Sums and differences are bit arithmetic, so that loops over them vectorise: where the sign bit of `overflow` is set,
+// the result is the end of the integers on x's side.
+inline Integer saturate(std::uint64_t wrapped, std::uint64_t overflow, std::uint64_t x) {
+  const std::uint64_t lost = 0 - (overflow >> 63), limit = static_cast<std::uint64_t>(most_integer) + (x >> 63);
+  return static_cast<Integer>((wrapped & ~lost) | (limit & lost));
+}
 inline Integer saturating_add(Integer x, Integer y) {
-  const auto sum = static_cast<Integer>(static_cast<std::uint64_t>(x) + static_cast<std::uint64_t>(y));
-  const Integer limit = x < 0 ? least_integer : most_integer;
-  return ((x ^ sum) & (y ^ sum)) < 0 ? limit : sum;
+  const auto a = static_cast<std::uint64_t>(x), b = static_cast<std::uint64_t>(y), sum = a + b;
+  return saturate(sum, (a ^ sum) & (b ^ sum), a);
 }
 inline Integer saturating_subtract(Integer x, Integer y) {
-  const auto difference = static_cast<Integer>(static_cast<std::uint64_t>(x) - static_cast<std::uint64_t>(y));
-  const Integer limit = x < 0 ? least_integer : most_integer;
-  return ((x ^ y) & (x ^ difference)) < 0 ? limit : difference;
+  const auto a = static_cast<std::uint64_t>(x), b = static_cast<std::uint64_t>(y), difference = a - b;
+  return saturate(difference, (a ^ b) & (a ^ difference), a);
 }
 inline Integer saturating_multiply(Integer x, Integer y) {
   Integer product;
