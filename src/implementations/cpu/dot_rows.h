@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "implementations/cpu/mutants.h"
 #include "simd/dot_tiles.h"
 
 namespace chorale::tiled {
