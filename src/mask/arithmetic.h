@@ -54,10 +54,11 @@ constexpr bool is_constant(Op op) {
 }
 constexpr bool is_table(Op op) { return op == Op::table_1d || op == Op::table_2d; }
 
-// Sums and differences are bit arithmetic, so that loops over them vectorise: where the sign bit of `overflow` is set,
-// the result is the end of the integers on x's side.
+// Sums and differences are bit arithmetic, so that loops over them vectorise: where the sign bit of
+// `overflow` is set, the result is the end of the integers on x's side.
 inline Integer saturate(std::uint64_t wrapped, std::uint64_t overflow, std::uint64_t x) {
-  const std::uint64_t lost = 0 - (overflow >> 63), limit = static_cast<std::uint64_t>(most_integer) + (x >> 63);
+  const std::uint64_t lost = 0 - (overflow >> 63),
+                      limit = static_cast<std::uint64_t>(most_integer) + (x >> 63);
   return static_cast<Integer>((wrapped & ~lost) | (limit & lost));
 }
 inline Integer saturating_add(Integer x, Integer y) {

@@ -8,6 +8,8 @@
 
 namespace chorale {
 
+constexpr std::int64_t ceil_divide(std::int64_t x, std::int64_t y) { return (x - 1) / y + 1; }  // of x >= 1
+
 // A grid of cells laid over the (query row, key) plane.
 class Cells {
  public:

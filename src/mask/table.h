@@ -10,8 +10,8 @@
 
 namespace chorale {
 
-// Least and most of ranges of an array: level n holds those of 16^(n+1) neighbours. An eighth of the memory
-// of the values themselves, and a query looks at no more than 30 entries a level. NaN takes no part.
+// Least and most of ranges of an array: level n holds those of 16^(n+1) neighbours. About an eighth of the
+// memory of the values themselves, and a query looks at no more than 30 entries a level. NaN takes no part.
 template <class T>
 class Extremes {
  public:

@@ -64,6 +64,9 @@ TEST(Parse, Masks) {
       {"  causal\n\tand\r\n q < 4 ", "k <= q and q < 4"},
       {"float(q) < inf", "float(q) < inf"},
       {"q < 4 and q < 4", "q < 4"},
+      {"causal and (h % 2 == 0 or window(1024))", "k <= q and (h % 2 == 0 or q - k < 1024)"},
+      {"causal and (q - k) % 4 == 0", "k <= q and (q - k) % 4 == 0"},
+      {"prefix_lm(ids[b])", "k < ids[b] or k <= q"},
   };
   for (const auto& [text, expected] : cases) {
     const auto mask = Mask::parse(text, some_tables());
