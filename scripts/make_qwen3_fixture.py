@@ -4,7 +4,7 @@
     tied/        tied embedding, one file
     untied/      an lm_head of its own, in shards
 Each folder is what save_pretrained writes, and expected.json beside it: token ids of two sequences, the logits in
-float32, the logits of the same model in bfloat16, the mean next-token loss, and its gradients for some parameters.
+float32, the logits of the same model in bfloat16, the sum of next-token losses, and its gradients for some parameters.
 
 Needs torch and transformers (see scripts/extras). Run from the repository root: scripts/make_qwen3_fixture.py
 """
@@ -13,6 +13,7 @@ import pathlib
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "qwen3_tiny"
 GRADIENTS = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_norm.weight",
@@ -48,18 +49,39 @@ def expectations(model: Qwen3ForCausalLM) -> dict:
     gradients = {name: rounded(parameters[name].grad) for name in GRADIENTS}
     with torch.no_grad():
         narrow = make_narrow(model)
-        narrow_logits = [narrow(input_ids=tokens[None]).logits[0] for tokens in sequences]
+        narrow.set_attn_implementation("exact")
+        bfloat16_logits = [narrow_logits(narrow, tokens) for tokens in sequences]
     return {"sequences": [tokens.tolist() for tokens in sequences], "logits": [rounded(l) for l in logits],
-            "bfloat16_logits": [rounded(l) for l in narrow_logits], "loss": loss.item(), "gradients": gradients}
+            "bfloat16_logits": [rounded(l) for l in bfloat16_logits], "loss": loss.item(), "gradients": gradients}
+
+
+def exact_attention(module, query, key, value, attention_mask, scaling, **_):
+    """Causal attention rounded once, at the end. Torch's own round probabilities to bfloat16 on the way, each differently."""
+    groups = module.num_key_value_groups
+    key, value = (x.double().repeat_interleave(groups, 1) for x in (key, value))
+    scores = query.double() @ key.transpose(2, 3) * scaling
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    out = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value
+    return out.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
 def make_narrow(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
-    narrow = Qwen3ForCausalLM(model.config)
+    """The model in bfloat16. Buffers stay float32, as from_pretrained leaves them: the rotary frequencies are one."""
+    narrow = Qwen3ForCausalLM(model.config).eval()
     narrow.load_state_dict(model.state_dict())
-    return narrow.to(torch.bfloat16).eval()
+    for value in narrow.parameters():
+        value.data = value.data.to(torch.bfloat16)
+    return narrow
+
+
+def narrow_logits(narrow: Qwen3ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+    """Float32 sums of bfloat16 products: Chorale does not round logits."""
+    hidden = narrow.model(input_ids=tokens[None]).last_hidden_state[0]
+    return torch.nn.functional.linear(hidden.float(), narrow.lm_head.weight.float())
 
 
 def main() -> None:
+    ALL_ATTENTION_FUNCTIONS.register("exact", exact_attention)
     for name, tied, shard in (("tied", True, "5GB"), ("untied", False, "30KB")):
         model = make_model(tied)
         folder = FOLDER / name

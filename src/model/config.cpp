@@ -1,4 +1,5 @@
-// config.json: read with every key accounted for, so that nothing that changes the model's results is overlooked.
+// config.json: read with every key accounted for, so that nothing that changes the model's results is
+// overlooked.
 
 #include "model/config.h"
 
@@ -17,7 +18,8 @@ namespace {
 
 using nlohmann::json;
 
-// Sizes of the model, with the largest value that is accepted. Products of two of them fit 64 bits with room to spare.
+// Sizes of the model, with the largest value that is accepted. Products of two of them fit 64 bits with room
+// to spare.
 struct SizeKey {
   const char* key;
   int ModelConfig::*member;
@@ -36,11 +38,26 @@ constexpr std::array size_keys{
 
 // Keys that say how a model was trained, is to be printed or is cached: none changes what it computes.
 constexpr std::array irrelevant_keys{
-    "_name_or_path",      "auto_map",          "bad_words_ids",      "chunk_size_feed_forward",
-    "id2label",           "initializer_range", "label2id",           "max_window_layers",
-    "output_attentions",  "pad_token_id",      "output_hidden_states", "return_dict",
-    "sliding_window",     "torchscript",       "transformers_version", "use_cache",
-    "use_return_dict",    "problem_type",      "attn_implementation",  "_attn_implementation_autoset",
+    "_name_or_path",
+    "auto_map",
+    "bad_words_ids",
+    "chunk_size_feed_forward",
+    "id2label",
+    "initializer_range",
+    "label2id",
+    "max_window_layers",
+    "output_attentions",
+    "pad_token_id",
+    "output_hidden_states",
+    "return_dict",
+    "sliding_window",
+    "torchscript",
+    "transformers_version",
+    "use_cache",
+    "use_return_dict",
+    "problem_type",
+    "attn_implementation",
+    "_attn_implementation_autoset",
 };
 
 // Keys with the one value that is supported; null is taken as absent.
@@ -61,7 +78,8 @@ class Reader {
   Reader(const json& document, std::string_view file_name) : document_(document), file_name_(file_name) {}
 
   Result<ModelConfig> read() const {
-    if (!document_.is_object()) return Status::corrupt_data(fmt::format("{}: must be a JSON object", file_name_));
+    if (!document_.is_object())
+      return Status::corrupt_data(fmt::format("{}: must be a JSON object", file_name_));
     ModelConfig config;
     CHORALE_RETURN_IF_ERROR(check_architecture());
     for (const auto& [key, value] : fixed_keys) CHORALE_RETURN_IF_ERROR(check_fixed(key, value));
@@ -88,7 +106,8 @@ class Reader {
     const auto found = object.find(key);
     return found == object.end() || found->is_null() ? nullptr : &*found;
   }
-  Status wrong(std::string_view key, const json& value, std::string_view limit, Code code = Code::invalid_argument) const {
+  Status wrong(std::string_view key, const json& value, std::string_view limit,
+               Code code = Code::invalid_argument) const {
     std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
     if (text.size() > 60) text = text.substr(0, 57) + "...";
     return {code, fmt::format("{}: {} {}: {}", file_name_, key, text, limit)};
@@ -96,7 +115,9 @@ class Reader {
 
   Status check_architecture() const {
     const json* names = find("architectures");
-    if (names == nullptr) return Status::unsupported(fmt::format("{}: architectures is missing: must be [\"Qwen3ForCausalLM\"]", file_name_));
+    if (names == nullptr)
+      return Status::unsupported(
+          fmt::format("{}: architectures is missing: must be [\"Qwen3ForCausalLM\"]", file_name_));
     if (*names != json::array({"Qwen3ForCausalLM"}))
       return wrong("architectures", *names, "must be [\"Qwen3ForCausalLM\"]", Code::unsupported);
     return Status::ok();
@@ -105,13 +126,16 @@ class Reader {
   Status check_fixed(const char* key, const json& supported) const {
     const json* value = find(key);
     if (value == nullptr || *value == supported) return Status::ok();
-    return wrong(key, *value, supported.is_null() ? "is not supported" : "must be " + supported.dump(), Code::unsupported);
+    return wrong(key, *value, supported.is_null() ? "is not supported" : "must be " + supported.dump(),
+                 Code::unsupported);
   }
 
   Status read_size(const SizeKey& size, ModelConfig& config) const {
     const json* value = find(size.key);
-    if (value == nullptr) return Status::invalid_argument(fmt::format("{}: {} is missing", file_name_, size.key));
-    // Anything that is not an integer between 1 and the limit, numbers beyond 64 bits (read as floats) included.
+    if (value == nullptr)
+      return Status::invalid_argument(fmt::format("{}: {} is missing", file_name_, size.key));
+    // Anything that is not an integer between 1 and the limit, numbers beyond 64 bits (read as floats)
+    // included.
     if (!value->is_number_integer() || *value < 1 || *value > size.limit)
       return wrong(size.key, *value, fmt::format("must be an integer from 1 to {}", size.limit));
     config.*size.member = value->get<int>();
@@ -134,8 +158,10 @@ class Reader {
       if (!parameters->is_object()) return wrong(key, *parameters, "must be an object or null");
       for (const auto& [name, value] : parameters->items()) {
         const bool is_type = name == "rope_type" || name == "type";
-        if (is_type && value != "default") return wrong(fmt::format("{}.{}", key, name), value, "must be \"default\"", Code::unsupported);
-        if (!is_type && name != "rope_theta") return wrong(fmt::format("{}.{}", key, name), value, "is not supported", Code::unsupported);
+        if (is_type && value != "default")
+          return wrong(fmt::format("{}.{}", key, name), value, "must be \"default\"", Code::unsupported);
+        if (!is_type && name != "rope_theta")
+          return wrong(fmt::format("{}.{}", key, name), value, "is not supported", Code::unsupported);
       }
       CHORALE_RETURN_IF_ERROR(read_number(*parameters, "rope_theta", theta));
     }
@@ -149,7 +175,8 @@ class Reader {
       return wrong("layer_types", *types, fmt::format("must be an array of {} names", layers));
     for (std::size_t i = 0; i < types->size(); ++i)
       if ((*types)[i] != "full_attention")
-        return wrong(fmt::format("layer_types[{}]", i), (*types)[i], "must be \"full_attention\"", Code::unsupported);
+        return wrong(fmt::format("layer_types[{}]", i), (*types)[i], "must be \"full_attention\"",
+                     Code::unsupported);
     return Status::ok();
   }
 
@@ -158,9 +185,12 @@ class Reader {
     for (const char* key : {"torch_dtype", "dtype"}) {
       const json* value = find(key);
       if (value == nullptr) continue;
-      if (*value == "bfloat16") dtype = DType::bfloat16;
-      else if (*value == "float32") dtype = DType::float32;
-      else return wrong(key, *value, "must be \"float32\" or \"bfloat16\"", Code::unsupported);
+      if (*value == "bfloat16")
+        dtype = DType::bfloat16;
+      else if (*value == "float32")
+        dtype = DType::float32;
+      else
+        return wrong(key, *value, "must be \"float32\" or \"bfloat16\"", Code::unsupported);
     }
     return Status::ok();
   }
@@ -178,17 +208,22 @@ class Reader {
 
   Status check_all_known() const {
     const auto known = [](const std::string& key) {
-      for (const SizeKey& size : size_keys) if (key == size.key) return true;
-      for (const auto& fixed : fixed_keys) if (key == fixed.first) return true;
-      for (const char* name : irrelevant_keys) if (key == name) return true;
-      for (const char* name : {"architectures", "layer_types", "rms_norm_eps", "rope_theta", "rope_parameters", "rope_scaling",
-                               "tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id", "eos_token_id"})
+      for (const SizeKey& size : size_keys)
+        if (key == size.key) return true;
+      for (const auto& fixed : fixed_keys)
+        if (key == fixed.first) return true;
+      for (const char* name : irrelevant_keys)
+        if (key == name) return true;
+      for (const char* name :
+           {"architectures", "layer_types", "rms_norm_eps", "rope_theta", "rope_parameters", "rope_scaling",
+            "tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id", "eos_token_id"})
         if (key == name) return true;
       return false;
     };
     for (const auto& [key, value] : document_.items())
       if (!known(key) && !value.is_null())
-        return wrong(fmt::format("unknown key '{}' with value", key), value, "it may change what the model computes", Code::unsupported);
+        return wrong(fmt::format("unknown key '{}' with value", key), value,
+                     "it may change what the model computes", Code::unsupported);
     return Status::ok();
   }
 
@@ -201,18 +236,26 @@ class Reader {
 Status ModelConfig::validate() const {
   for (const SizeKey& size : size_keys)
     if (const int value = this->*size.member; value < 1 || value > size.limit)
-      return Status::invalid_argument(fmt::format("{} {}: must be from 1 to {}", size.key, value, size.limit));
+      return Status::invalid_argument(
+          fmt::format("{} {}: must be from 1 to {}", size.key, value, size.limit));
   if (num_attention_heads % num_key_value_heads != 0)
-    return Status::invalid_argument(fmt::format("num_attention_heads {}: must be a multiple of num_key_value_heads {}",
-                                                num_attention_heads, num_key_value_heads));
-  if (head_dim % 2 != 0) return Status::invalid_argument(fmt::format("head_dim {}: must be even (rotary embedding turns pairs)", head_dim));
+    return Status::invalid_argument(
+        fmt::format("num_attention_heads {}: must be a multiple of num_key_value_heads {}",
+                    num_attention_heads, num_key_value_heads));
+  if (head_dim % 2 != 0)
+    return Status::invalid_argument(
+        fmt::format("head_dim {}: must be even (rotary embedding turns pairs)", head_dim));
   if (!std::isfinite(rms_norm_eps) || rms_norm_eps < 0)
-    return Status::invalid_argument(fmt::format("rms_norm_eps {}: must be a finite number of at least 0", rms_norm_eps));
+    return Status::invalid_argument(
+        fmt::format("rms_norm_eps {}: must be a finite number of at least 0", rms_norm_eps));
   if (!std::isfinite(rope_theta) || rope_theta <= 0)
-    return Status::invalid_argument(fmt::format("rope_theta {}: must be a finite number above 0", rope_theta));
+    return Status::invalid_argument(
+        fmt::format("rope_theta {}: must be a finite number above 0", rope_theta));
   if (compute_dtype != DType::float32 && compute_dtype != DType::bfloat16)
-    return Status::unsupported(fmt::format("compute_dtype {}: must be float32 or bfloat16", name(compute_dtype)));
-  for (const auto& [key, token] : {std::pair("bos_token_id", bos_token_id), std::pair("eos_token_id", eos_token_id)})
+    return Status::unsupported(
+        fmt::format("compute_dtype {}: must be float32 or bfloat16", name(compute_dtype)));
+  for (const auto& [key, token] :
+       {std::pair("bos_token_id", bos_token_id), std::pair("eos_token_id", eos_token_id)})
     if (token < -1 || token >= vocab_size)
       return Status::out_of_range(fmt::format("{} {}: must be below vocab_size {}", key, token, vocab_size));
   return Status::ok();
@@ -239,7 +282,8 @@ std::string ModelConfig::to_json() const {
   document["attention_dropout"] = 0.0;
   document["use_sliding_window"] = false;
   document["sliding_window"] = nullptr;
-  document["layer_types"] = std::vector<std::string>(static_cast<std::size_t>(num_hidden_layers), "full_attention");
+  document["layer_types"] =
+      std::vector<std::string>(static_cast<std::size_t>(num_hidden_layers), "full_attention");
   document["tie_word_embeddings"] = tie_word_embeddings;
   document["bos_token_id"] = token(bos_token_id);
   document["eos_token_id"] = token(eos_token_id);
@@ -248,8 +292,11 @@ std::string ModelConfig::to_json() const {
 }
 
 Problem ModelConfig::problem() const {
-  return {.query_heads = num_attention_heads, .kv_heads = num_key_value_heads, .head_dim = head_dim,
-          .dtype = compute_dtype, .mask = mask::causal()};
+  return {.query_heads = num_attention_heads,
+          .kv_heads = num_key_value_heads,
+          .head_dim = head_dim,
+          .dtype = compute_dtype,
+          .mask = mask::causal()};
 }
 
 }  // namespace chorale

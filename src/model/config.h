@@ -22,15 +22,15 @@ struct ModelConfig {
   float rope_theta = 10000.0f;
   bool tie_word_embeddings = false;
   int max_position_embeddings = 0;
-  // What activations and the weights used in products are rounded to: bfloat16, or float32 (no rounding). Sums are
-  // float32 and master weights float32 in either case. (config.json: "torch_dtype" or "dtype".)
+  // What activations and the weights used in products are rounded to: bfloat16, or float32 (no rounding).
+  // Sums are float32 and master weights float32 in either case. (config.json: "torch_dtype" or "dtype".)
   DType compute_dtype = DType::float32;
   std::int64_t bos_token_id = -1, eos_token_id = -1;  // -1: none
 
-  Status validate() const;                                                       // names the key, the value, the limit
+  Status validate() const;  // names the key, the value, the limit
   static Result<ModelConfig> from_json(std::string_view text, std::string_view file_name);
-  std::string to_json() const;                                                   // loadable by Transformers
-  Problem problem() const;                                                       // causal attention of these heads
+  std::string to_json() const;  // loadable by Transformers
+  Problem problem() const;      // causal attention of these heads
 };
 
 }  // namespace chorale

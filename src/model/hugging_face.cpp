@@ -24,10 +24,13 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr const char *config_name = "config.json", *single_name = "model.safetensors", *index_name = "model.safetensors.index.json";
+constexpr const char *config_name = "config.json", *single_name = "model.safetensors",
+                     *index_name = "model.safetensors.index.json";
 constexpr std::size_t largest_config = 1 << 20, largest_index = 100'000'000;
 
-std::string join(const std::string& folder, const std::string& file) { return (fs::path(folder) / file).string(); }
+std::string join(const std::string& folder, const std::string& file) {
+  return (fs::path(folder) / file).string();
+}
 bool exists(const std::string& path) {
   std::error_code error;
   return fs::exists(path, error);
@@ -41,7 +44,8 @@ class WeightFiles {
     const SafetensorsFile::Entry* entry;
   };
 
-  // One file, or those that the index names. As in Transformers, the one file goes first where both are there.
+  // One file, or those that the index names. As in Transformers, the one file goes first where both are
+  // there.
   static Result<WeightFiles> open(const std::string& folder) {
     WeightFiles weights;
     const std::string single = join(folder, single_name), index = join(folder, index_name);
@@ -49,7 +53,8 @@ class WeightFiles {
       CHORALE_RETURN_IF_ERROR(weights.add_file(single));
       return weights;
     }
-    if (!exists(index)) return Status::not_found(fmt::format("{}: has neither {} nor {}", folder, single_name, index_name));
+    if (!exists(index))
+      return Status::not_found(fmt::format("{}: has neither {} nor {}", folder, single_name, index_name));
     CHORALE_RETURN_IF_ERROR(weights.add_index(folder, index));
     return weights;
   }
@@ -64,7 +69,8 @@ class WeightFiles {
     const std::size_t number = files_.size() - 1;
     for (const auto& [tensor, entry] : files_[number].entries())
       if (const auto [other, is_new] = tensors_.emplace(tensor, Location{number, &entry}); !is_new)
-        return Status::corrupt_data(fmt::format("{}: tensor '{}' is also in {}", path, tensor, file_of(other->second)));
+        return Status::corrupt_data(
+            fmt::format("{}: tensor '{}' is also in {}", path, tensor, file_of(other->second)));
     return Status::ok();
   }
   const std::string& file_of(const Location& location) const { return files_[location.file].path(); }
@@ -79,7 +85,9 @@ class WeightFiles {
     for (const auto& [tensor, value] : weight_map.items()) {
       const std::string file_name = value.is_string() ? value.get<std::string>() : "";
       if (file_name.empty() || fs::path(file_name).filename() != file_name || file_name == "..")
-        return Status::corrupt_data(fmt::format("{}: weight_map['{}'] {}: must be the name of a file in this folder", path, tensor, value.dump()));
+        return Status::corrupt_data(
+            fmt::format("{}: weight_map['{}'] {}: must be the name of a file in this folder", path, tensor,
+                        value.dump()));
       numbers.emplace(file_name, 0);
     }
     files_.reserve(numbers.size());  // locations point into the files
@@ -88,11 +96,14 @@ class WeightFiles {
       CHORALE_RETURN_IF_ERROR(add_file(join(folder, file_name)));
     }
     for (const auto& [tensor, file_name] : weight_map.items())
-      if (const auto found = tensors_.find(tensor); found == tensors_.end() || found->second.file != numbers.at(file_name.get<std::string>()))
-        return Status::corrupt_data(fmt::format("{}: tensor '{}' is not in {}", path, tensor, file_name.get<std::string>()));
+      if (const auto found = tensors_.find(tensor);
+          found == tensors_.end() || found->second.file != numbers.at(file_name.get<std::string>()))
+        return Status::corrupt_data(
+            fmt::format("{}: tensor '{}' is not in {}", path, tensor, file_name.get<std::string>()));
     for (const auto& [tensor, location] : tensors_)
       if (!weight_map.contains(tensor))
-        return Status::corrupt_data(fmt::format("{}: weight_map lacks tensor '{}' of {}", path, tensor, file_of(location)));
+        return Status::corrupt_data(
+            fmt::format("{}: weight_map lacks tensor '{}' of {}", path, tensor, file_of(location)));
     return Status::ok();
   }
 
@@ -100,21 +111,26 @@ class WeightFiles {
   std::map<std::string, Location> tensors_;
 };
 
-// Every parameter is there with its shape, and nothing else is. Nothing is allocated before this holds, so a config
-// that lies about its sizes costs no memory.
-Status check_tensors(const WeightFiles& weights, const std::vector<ParameterShape>& expected, const std::string& folder, bool tied) {
+// Every parameter is there with its shape, and nothing else is. Nothing is allocated before this holds, so a
+// config that lies about its sizes costs no memory.
+Status check_tensors(const WeightFiles& weights, const std::vector<ParameterShape>& expected,
+                     const std::string& folder, bool tied) {
   for (const ParameterShape& parameter : expected) {
     const auto found = weights.tensors().find(parameter.name);
     if (found == weights.tensors().end())
-      return Status::not_found(fmt::format("{}: tensor '{}' [{}] is missing", folder, parameter.name, fmt::join(parameter.shape, ", ")));
+      return Status::not_found(fmt::format("{}: tensor '{}' [{}] is missing", folder, parameter.name,
+                                           fmt::join(parameter.shape, ", ")));
     if (const auto& shape = found->second.entry->shape; shape != parameter.shape)
-      return Status::corrupt_data(fmt::format("{}: tensor '{}' is [{}], but must be [{}] by {}", weights.file(found->second).path(), parameter.name,
-                                              fmt::join(shape, ", "), fmt::join(parameter.shape, ", "), config_name));
+      return Status::corrupt_data(
+          fmt::format("{}: tensor '{}' is [{}], but must be [{}] by {}", weights.file(found->second).path(),
+                      parameter.name, fmt::join(shape, ", "), fmt::join(parameter.shape, ", "), config_name));
   }
   for (const auto& [tensor, location] : weights.tensors()) {
-    const bool known = std::any_of(expected.begin(), expected.end(), [&](const ParameterShape& p) { return p.name == tensor; });
+    const bool known = std::any_of(expected.begin(), expected.end(),
+                                   [&](const ParameterShape& p) { return p.name == tensor; });
     if (!known && !(tied && tensor == "lm_head.weight"))
-      return Status::corrupt_data(fmt::format("{}: tensor '{}' is unknown to {}", weights.file(location).path(), tensor, config_name));
+      return Status::corrupt_data(fmt::format("{}: tensor '{}' is unknown to {}",
+                                              weights.file(location).path(), tensor, config_name));
   }
   return Status::ok();
 }
@@ -128,12 +144,17 @@ Status check_tied_head(const WeightFiles& weights, const Tensor& embedding) {
   std::vector<float> head(same_shape ? static_cast<std::size_t>(embedding.elements()) : 0);
   if (same_shape) file.read(*found->second.entry, head);
   if (!same_shape || std::memcmp(head.data(), embedding.view().data, embedding.bytes()) != 0)
-    return Status::corrupt_data(fmt::format("{}: tensor 'lm_head.weight' differs from 'model.embed_tokens.weight', but tie_word_embeddings is true", file.path()));
+    return Status::corrupt_data(
+        fmt::format("{}: tensor 'lm_head.weight' differs from 'model.embed_tokens.weight', but "
+                    "tie_word_embeddings is true",
+                    file.path()));
   return Status::ok();
 }
 
-// Ranges of parameters that share a file: as many as fit. A parameter larger than a whole shard has one of its own.
-std::vector<std::span<const NamedTensor>> cut_into_shards(const ParameterSet& parameters, DType dtype, std::size_t shard_bytes) {
+// Ranges of parameters that share a file: as many as fit. A parameter larger than a whole shard has one of
+// its own.
+std::vector<std::span<const NamedTensor>> cut_into_shards(const ParameterSet& parameters, DType dtype,
+                                                          std::size_t shard_bytes) {
   std::vector<std::span<const NamedTensor>> shards;
   std::size_t first = 0, bytes = 0;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
@@ -148,7 +169,8 @@ std::vector<std::span<const NamedTensor>> cut_into_shards(const ParameterSet& pa
   return shards;
 }
 
-std::string make_index(const std::vector<std::span<const NamedTensor>>& shards, const std::vector<std::string>& names, DType dtype) {
+std::string make_index(const std::vector<std::span<const NamedTensor>>& shards,
+                       const std::vector<std::string>& names, DType dtype) {
   nlohmann::ordered_json index;
   std::size_t total = 0;
   for (std::size_t i = 0; i < shards.size(); ++i)
@@ -173,11 +195,13 @@ Status remove_stale_weights(const std::string& folder, const std::vector<std::st
   std::vector<fs::path> stale;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
     const std::string file = entry->path().filename().string();
-    if (std::regex_match(file, weights) && std::find(written.begin(), written.end(), file) == written.end()) stale.push_back(entry->path());
+    if (std::regex_match(file, weights) && std::find(written.begin(), written.end(), file) == written.end())
+      stale.push_back(entry->path());
   }
   for (const fs::path& path : stale)
     if (!error) fs::remove(path, error);
-  return error ? Status::io_error(fmt::format("cannot remove old weights in {}: {}", folder, error.message())) : Status::ok();
+  return error ? Status::io_error(fmt::format("cannot remove old weights in {}: {}", folder, error.message()))
+               : Status::ok();
 }
 
 }  // namespace
@@ -197,11 +221,13 @@ Result<ModelFolder> load_model_folder(const std::string& path) {
     weights.file(location).read(*location.entry, value.as<float>());
     folder.parameters.push_back({std::move(parameter.name), value});
   }
-  if (folder.config.tie_word_embeddings) CHORALE_RETURN_IF_ERROR(check_tied_head(weights, folder.parameters[embedding_parameter].value));
+  if (folder.config.tie_word_embeddings)
+    CHORALE_RETURN_IF_ERROR(check_tied_head(weights, folder.parameters[embedding_parameter].value));
   return folder;
 }
 
-Status save_model_folder(const std::string& path, const ModelConfig& config, const ParameterSet& parameters, DType dtype, std::size_t shard_bytes) {
+Status save_model_folder(const std::string& path, const ModelConfig& config, const ParameterSet& parameters,
+                         DType dtype, std::size_t shard_bytes) {
   CHORALE_RETURN_IF_ERROR(simd::supported());
   CHORALE_RETURN_IF_ERROR(config.validate());
   CHORALE_RETURN_IF_ERROR(check_parameters(config, parameters, "parameters"));
@@ -218,10 +244,14 @@ Status save_model_folder(const std::string& path, const ModelConfig& config, con
     return Status::ok();
   };
   for (std::size_t i = 0; i < shards.size(); ++i) {
-    const std::string name = shards.size() == 1 ? single_name : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+    const std::string name = shards.size() == 1
+                                 ? single_name
+                                 : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
     CHORALE_RETURN_IF_ERROR(stage(name, stage_safetensors(join(path, name), shards[i], dtype)));
   }
-  if (shards.size() > 1) CHORALE_RETURN_IF_ERROR(stage(index_name, stage_text(join(path, index_name), make_index(shards, names, dtype))));
+  if (shards.size() > 1)
+    CHORALE_RETURN_IF_ERROR(
+        stage(index_name, stage_text(join(path, index_name), make_index(shards, names, dtype))));
   CHORALE_RETURN_IF_ERROR(stage(config_name, stage_text(join(path, config_name), config.to_json())));
   for (AtomicFile& file : files) CHORALE_RETURN_IF_ERROR(file.commit());
   return remove_stale_weights(path, names);

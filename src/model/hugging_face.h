@@ -15,7 +15,8 @@ struct ModelFolder {
   ParameterSet parameters;  // float32, converted from what the file stores
 };
 
-// Memory-maps the weights. Missing, unknown or misshapen tensors are errors that name the file and the tensor.
+// Memory-maps the weights. Missing, unknown or misshapen tensors are errors that name the file and the
+// tensor.
 Result<ModelFolder> load_model_folder(const std::string& path);
 // Written aside and renamed. Weights are stored as `dtype`; a file holds at most `shard_bytes` of them.
 Status save_model_folder(const std::string& path, const ModelConfig& config, const ParameterSet& parameters,

@@ -48,7 +48,8 @@ class Checker : public nlohmann::json_sax<nlohmann::json> {
     return false;
   }
   bool close() { return keys_.pop_back(), true; }
-  // nlohmann's "[json.exception.parse_error.101] parse error at line 1, column 2: syntax error ..." without its prefix.
+  // nlohmann's "[json.exception.parse_error.101] parse error at line 1, column 2: syntax error ..." without
+  // its prefix.
   static std::string sentence(std::string what) {
     const std::size_t start = what.find(": ");
     return start == std::string::npos ? what : what.substr(start + 2);

@@ -22,9 +22,10 @@ class Linear {
   void forward(const RowBuffer& x, const RowBuffer& y, RowRange rows, DType rounding, int threads) const;
   // grad_x = grad_y W.
   void backward(const RowBuffer& grad_y, const RowBuffer& grad_x, RowRange rows, int threads) const;
-  // Adds outputs [first, last) of sum over rows of grad_y^T x into the weight's gradient [outputs, inputs]: one chain
-  // for each element, which goes on from what the gradient holds, over rows ascending.
-  static void backward_weight(const RowBuffer& grad_y, const RowBuffer& x, const Tensor& grad_weight, std::int64_t first, std::int64_t last);
+  // Adds outputs [first, last) of sum over rows of grad_y^T x into the weight's gradient [outputs, inputs]:
+  // one chain for each element, which goes on from what the gradient holds, over rows ascending.
+  static void backward_weight(const RowBuffer& grad_y, const RowBuffer& x, const Tensor& grad_weight,
+                              std::int64_t first, std::int64_t last);
 
  private:
   // The layout that backward needs, made at its first use: who only generates never pays for it.

@@ -9,7 +9,8 @@
 namespace chorale {
 namespace {
 
-// softmax(logits / temperature) as e[j] / sum, with the largest scaled logit taken off: what both functions start from.
+// softmax(logits / temperature) as e[j] / sum, with the largest scaled logit taken off: what both functions
+// start from.
 struct Softmax {
   std::vector<float> scaled, exponentials;
   float sum;
@@ -38,12 +39,13 @@ float token_log_prob(const float* logits, std::int64_t vocab, float temperature,
   return distribution.scaled[static_cast<std::size_t>(token)] - log_sum;
 }
 
-void token_log_prob_backward(const float* logits, std::int64_t vocab, float temperature, std::int32_t token, float grad,
-                             float* grad_logits) {
+void token_log_prob_backward(const float* logits, std::int64_t vocab, float temperature, std::int32_t token,
+                             float grad, float* grad_logits) {
   const Softmax& distribution = softmax(logits, vocab, temperature);
   const float factor = grad / temperature;
   for (std::int64_t j = 0; j < vocab; ++j)
-    grad_logits[j] = factor * ((j == token ? 1.0f : 0.0f) - distribution.exponentials[static_cast<std::size_t>(j)] / distribution.sum);
+    grad_logits[j] = factor * ((j == token ? 1.0f : 0.0f) -
+                               distribution.exponentials[static_cast<std::size_t>(j)] / distribution.sum);
 }
 
 }  // namespace chorale

@@ -22,15 +22,17 @@ void LogProbComparison::add(float rollout, float trainer) {
   if (std::bit_cast<std::uint32_t>(rollout) == std::bit_cast<std::uint32_t>(trainer)) return;
   ++different;
   const double delta = distance(trainer, rollout);
-  const double diff = distance(std::exp(static_cast<double>(trainer)), std::exp(static_cast<double>(rollout)));
+  const double diff =
+      distance(std::exp(static_cast<double>(trainer)), std::exp(static_cast<double>(rollout)));
   max_delta = std::max(max_delta, delta), sum_delta += delta;
   max_diff = std::max(max_diff, diff), sum_diff += diff;
 }
 
 Status LogProbComparison::add(std::span<const float> rollout, std::span<const float> trainer) {
   if (rollout.size() != trainer.size())
-    return Status::invalid_argument(fmt::format("{} log-probabilities of the rollout against {} of the trainer: must be as many",
-                                                rollout.size(), trainer.size()));
+    return Status::invalid_argument(
+        fmt::format("{} log-probabilities of the rollout against {} of the trainer: must be as many",
+                    rollout.size(), trainer.size()));
   for (std::size_t i = 0; i < rollout.size(); ++i) add(rollout[i], trainer[i]);
   return Status::ok();
 }

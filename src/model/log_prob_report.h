@@ -1,4 +1,5 @@
-// LogProbComparison: what the rollout recorded while generating against what the trainer computed, token by token.
+// LogProbComparison: what the rollout recorded while generating against what the trainer computed, token by
+// token.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +10,12 @@
 
 namespace chorale {
 
-// Sums are float64 in the order of add. Plain data, so a checkpoint can keep it and comparisons of several steps can
-// be added up. A NaN on one side only, or an infinity against a number, counts as an infinite delta.
+// Sums are float64 in the order of add. Plain data, so a checkpoint can keep it and comparisons of several
+// steps can be added up. A NaN on one side only, or an infinity against a number, counts as an infinite
+// delta.
 struct LogProbComparison {
-  std::int64_t tokens = 0;     // compared
-  std::int64_t different = 0;  // whose log-probabilities are not the same bits
+  std::int64_t tokens = 0;              // compared
+  std::int64_t different = 0;           // whose log-probabilities are not the same bits
   double max_delta = 0, sum_delta = 0;  // |trainer - rollout| of log-probabilities
   double max_diff = 0, sum_diff = 0;    // |trainer - rollout| of probabilities
 

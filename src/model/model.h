@@ -1,8 +1,8 @@
 // Model: Qwen3, forward and backward by hand.
 //
-// Rows are tokens. Every row-wise operation gives a row the same bits however many rows there are and whichever
-// threads run (docs/numerics.md, "Around attention"), and trainer and rollout call the same code here; only the
-// attention that they pass in differs.
+// Rows are tokens. Every row-wise operation gives a row the same bits however many rows there are and
+// whichever threads run (docs/numerics.md, "Around attention"), and trainer and rollout call the same code
+// here; only the attention that they pass in differs.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +19,9 @@
 
 namespace chorale {
 
-// Float32 tensors under Hugging Face's names ("model.layers.0.self_attn.q_proj.weight", ...), in a fixed order that
-// depends on the config alone. Master weights, gradients and optimiser state all have this shape. With tied embeddings
-// there is no lm_head.weight.
+// Float32 tensors under Hugging Face's names ("model.layers.0.self_attn.q_proj.weight", ...), in a fixed
+// order that depends on the config alone. Master weights, gradients and optimiser state all have this shape.
+// With tied embeddings there is no lm_head.weight.
 struct NamedTensor {
   std::string name;
   Tensor value;
@@ -32,13 +32,13 @@ ParameterSet zero_parameters(const ModelConfig& config);
 // Normal with deviation 0.02 (norms are 1), from a seed: the same on every machine.
 ParameterSet random_parameters(const ModelConfig& config, std::uint64_t seed);
 
-// How a caller runs attention inside the model. Views are [rows, heads, head_dim] in the compute type; q and k are
-// normalised and rotated. An implementation may store k and v into a cache first.
+// How a caller runs attention inside the model. Views are [rows, heads, head_dim] in the compute type; q and
+// k are normalised and rotated. An implementation may store k and v into a cache first.
 class LayerAttention {
  public:
   virtual ~LayerAttention() = default;
-  virtual Status forward(int layer, const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
-                         const TensorView& lse) = 0;
+  virtual Status forward(int layer, const TensorView& q, const TensorView& k, const TensorView& v,
+                         const TensorView& out, const TensorView& lse) = 0;
   // Only trainers implement it. Views as in BackwardTensors.
   virtual Status backward(int layer, const BackwardTensors& tensors) {
     (void)layer, (void)tensors;
@@ -46,10 +46,11 @@ class LayerAttention {
   }
 };
 
-// Sees every operation's output as it is computed, for `chorale verify`. layer is -1 before the first layer ("embed")
-// and config.num_hidden_layers after the last ("norm", "logits"). Inside a layer: "input_norm", "q_proj", "k_proj",
-// "v_proj", "q_norm", "k_norm", "q_rotary", "k_rotary", "attention", "o_proj", "residual_1", "post_norm",
-// "gate_proj", "up_proj", "swiglu", "down_proj", "residual_2". Rows of `output` are the rows of the call.
+// Sees every operation's output as it is computed, for `chorale verify`. layer is -1 before the first layer
+// ("embed") and config.num_hidden_layers after the last ("norm", "logits"). Inside a layer: "input_norm",
+// "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rotary", "k_rotary", "attention", "o_proj",
+// "residual_1", "post_norm", "gate_proj", "up_proj", "swiglu", "down_proj", "residual_2". Rows of `output`
+// are the rows of the call, those of "logits" its logit_rows; a row's elements are contiguous.
 class Observer {
  public:
   virtual ~Observer() = default;
@@ -76,17 +77,18 @@ class Model {
 
   // Logits [logit_rows, vocab_size] float32. With `activations`, keeps what backward needs.
   Result<Tensor> forward(const ModelInputs& inputs, LayerAttention& attention,
-                         std::shared_ptr<Activations>* activations = nullptr, Observer* observer = nullptr) const;
-  // Adds d loss / d parameter into `gradients` (zero_parameters' shape). Deterministic: each sum in one fixed order.
-  // grad_logits: [logit_rows, vocab_size] float32.
+                         std::shared_ptr<Activations>* activations = nullptr,
+                         Observer* observer = nullptr) const;
+  // Adds d loss / d parameter into `gradients` (zero_parameters' shape). Deterministic: each sum in one fixed
+  // order. grad_logits: [logit_rows, vocab_size] float32.
   Status backward(const Activations& activations, const TensorView& grad_logits, LayerAttention& attention,
                   ParameterSet& gradients) const;
 
  private:
   struct State;
   explicit Model(std::shared_ptr<const State> state) : state_(std::move(state)) {}
-  void backward_head(const Activations& activations, const TensorView& grad_logits, const RowBuffer& grad_residual,
-                     ParameterSet& gradients) const;
+  void backward_head(const Activations& activations, const TensorView& grad_logits,
+                     const RowBuffer& grad_residual, ParameterSet& gradients) const;
   std::shared_ptr<const State> state_;
 };
 

@@ -53,7 +53,8 @@ void rms_norm(const float* x, const float* weight, std::int64_t n, float epsilon
 }
 
 // With r the inverse root and g = weight * grad_y: grad_x = r g - x r^3 / n (g . x).
-void rms_norm_backward(const float* x, const float* weight, std::int64_t n, float epsilon, const float* grad_y, float* grad_x) {
+void rms_norm_backward(const float* x, const float* weight, std::int64_t n, float epsilon,
+                       const float* grad_y, float* grad_x) {
   const float factor = inverse_root_mean_square(x, n, epsilon);
   for (std::int64_t i = 0; i < n; ++i) grad_x[i] = grad_y[i] * weight[i];
   const float along = -factor * factor * (simd::dot(grad_x, x, n) / static_cast<float>(n));
@@ -61,7 +62,8 @@ void rms_norm_backward(const float* x, const float* weight, std::int64_t n, floa
   simd::scale(grad_x, factor, n);
 }
 
-void rms_norm_backward_weight(const float* x, std::int64_t n, float epsilon, DType type, const float* grad_y, float* grad_weight) {
+void rms_norm_backward_weight(const float* x, std::int64_t n, float epsilon, DType type, const float* grad_y,
+                              float* grad_weight) {
   const float factor = inverse_root_mean_square(x, n, epsilon);
   for_chunks(n, [&](std::int64_t begin, std::int64_t count) {
     std::array<float, chunk_size> normed;
@@ -76,7 +78,8 @@ void rotate(const float* x, const float* cosines, const float* sines, std::int64
   const std::int64_t half = n / 2;
   for_chunks(half, [&](std::int64_t begin, std::int64_t count) {
     std::array<float, chunk_size> turned_first, turned_second;
-    const float *first = x + begin, *second = x + half + begin, *cosine = cosines + begin, *sine = sines + begin;
+    const float *first = x + begin, *second = x + half + begin, *cosine = cosines + begin,
+                *sine = sines + begin;
     float *y_first = y + begin, *y_second = y + half + begin;
     for (std::int64_t i = 0; i < count; ++i) {
       y_first[i] = first[i] * cosine[i];
@@ -84,13 +87,15 @@ void rotate(const float* x, const float* cosines, const float* sines, std::int64
       turned_first[i] = -second[i] * sine[i];
       turned_second[i] = first[i] * sine[i];
     }
-    for (float* product : {y_first, y_second, turned_first.data(), turned_second.data()}) round(type, product, count);
+    for (float* product : {y_first, y_second, turned_first.data(), turned_second.data()})
+      round(type, product, count);
     add(y_first, turned_first.data(), count, type, y_first);
     add(y_second, turned_second.data(), count, type, y_second);
   });
 }
 
-void rotate_backward(const float* grad_y, const float* cosines, const float* sines, std::int64_t n, float* grad_x) {
+void rotate_backward(const float* grad_y, const float* cosines, const float* sines, std::int64_t n,
+                     float* grad_x) {
   const std::int64_t half = n / 2;
   for (std::int64_t i = 0; i < half; ++i) {
     grad_x[i] = grad_y[i] * cosines[i] + grad_y[i + half] * sines[i];
@@ -98,7 +103,8 @@ void rotate_backward(const float* grad_y, const float* cosines, const float* sin
   }
 }
 
-void rotary_angles(std::int64_t position, const double* frequencies, std::int64_t half, DType type, float* cosines, float* sines) {
+void rotary_angles(std::int64_t position, const double* frequencies, std::int64_t half, DType type,
+                   float* cosines, float* sines) {
   for (std::int64_t i = 0; i < half; ++i) {
     const double angle = static_cast<double>(position) * frequencies[i];
     cosines[i] = static_cast<float>(std::cos(angle));
@@ -116,7 +122,8 @@ void swiglu(const float* gate, const float* up, std::int64_t n, DType type, floa
   round(type, y, n);
 }
 
-void swiglu_backward(const float* gate, const float* up, std::int64_t n, DType type, const float* grad_y, float* grad_gate, float* grad_up) {
+void swiglu_backward(const float* gate, const float* up, std::int64_t n, DType type, const float* grad_y,
+                     float* grad_gate, float* grad_up) {
   for_chunks(n, [&](std::int64_t begin, std::int64_t count) {
     std::array<float, chunk_size> sigmoid{}, activation;
     const float *g = gate + begin, *u = up + begin, *grad = grad_y + begin;

@@ -17,7 +17,8 @@ struct LayerShape {
 };
 
 std::array<LayerShape, layer_parameters> layer_shapes(const ModelConfig& config) {
-  const std::int64_t hidden = config.hidden_size, intermediate = config.intermediate_size, head = config.head_dim;
+  const std::int64_t hidden = config.hidden_size, intermediate = config.intermediate_size,
+                     head = config.head_dim;
   const std::int64_t queries = config.num_attention_heads * head, keys = config.num_key_value_heads * head;
   return {{{"self_attn.q_proj", {queries, hidden}},
            {"self_attn.k_proj", {keys, hidden}},
@@ -43,14 +44,16 @@ class UniformSource {
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     z ^= z >> 31;
-    return static_cast<float>(static_cast<std::int64_t>(z >> 40) * 2 + 1 - (std::int64_t{1} << 24)) * 0x1p-24f;
+    return static_cast<float>(static_cast<std::int64_t>(z >> 40) * 2 + 1 - (std::int64_t{1} << 24)) *
+           0x1p-24f;
   }
 
  private:
   std::uint64_t state_;
 };
 
-// Marsaglia's polar method. It needs one logarithm, which comes from simd so that its bits are the same everywhere.
+// Marsaglia's polar method. It needs one logarithm, which comes from simd so that its bits are the same
+// everywhere.
 void fill_normal(std::span<float> values, float deviation, UniformSource& uniform) {
   for (std::size_t i = 0; i < values.size();) {
     const float x = uniform.next(), y = uniform.next();
@@ -74,7 +77,8 @@ std::vector<ParameterShape> parameter_shapes(const ModelConfig& config) {
     for (const LayerShape& part : layer_parts)
       shapes.push_back({fmt::format("model.layers.{}.{}.weight", layer, part.name), part.shape});
   shapes.push_back({"model.norm.weight", {config.hidden_size}});
-  if (!config.tie_word_embeddings) shapes.push_back({"lm_head.weight", {config.vocab_size, config.hidden_size}});
+  if (!config.tie_word_embeddings)
+    shapes.push_back({"lm_head.weight", {config.vocab_size, config.hidden_size}});
   return shapes;
 }
 
@@ -102,8 +106,10 @@ ParameterSet random_parameters(const ModelConfig& config, std::uint64_t seed) {
   for (NamedTensor& parameter : parameters) {
     const std::span<float> values = parameter.value.as<float>();
     const bool is_norm = parameter.value.view().rank == 1;
-    if (is_norm) std::fill(values.begin(), values.end(), 1.0f);
-    else fill_normal(values, deviation, uniform);
+    if (is_norm)
+      std::fill(values.begin(), values.end(), 1.0f);
+    else
+      fill_normal(values, deviation, uniform);
   }
   return parameters;
 }
@@ -111,14 +117,18 @@ ParameterSet random_parameters(const ModelConfig& config, std::uint64_t seed) {
 Status check_parameters(const ModelConfig& config, const ParameterSet& parameters, std::string_view what) {
   const std::vector<ParameterShape> expected = parameter_shapes(config);
   if (parameters.size() != expected.size())
-    return Status::invalid_argument(fmt::format("{}: {} tensors, but the config has {}", what, parameters.size(), expected.size()));
+    return Status::invalid_argument(
+        fmt::format("{}: {} tensors, but the config has {}", what, parameters.size(), expected.size()));
   for (std::size_t i = 0; i < expected.size(); ++i) {
     const TensorView& view = parameters[i].value.view();
     if (parameters[i].name != expected[i].name)
-      return Status::invalid_argument(fmt::format("{}: tensor {} is {}, but must be {}", what, i, parameters[i].name, expected[i].name));
-    const bool same_shape = std::equal(expected[i].shape.begin(), expected[i].shape.end(), view.shape.begin(), view.shape.begin() + view.rank);
+      return Status::invalid_argument(
+          fmt::format("{}: tensor {} is {}, but must be {}", what, i, parameters[i].name, expected[i].name));
+    const bool same_shape = std::equal(expected[i].shape.begin(), expected[i].shape.end(), view.shape.begin(),
+                                       view.shape.begin() + view.rank);
     if (view.empty() || view.dtype != DType::float32 || !same_shape)
-      return Status::invalid_argument(fmt::format("{}: {} is {}, but must be float32 [{}]", what, expected[i].name, view.describe(),
+      return Status::invalid_argument(fmt::format("{}: {} is {}, but must be float32 [{}]", what,
+                                                  expected[i].name, view.describe(),
                                                   fmt::join(expected[i].shape, ", ")));
   }
   return Status::ok();

@@ -16,7 +16,17 @@ namespace chorale {
 
 // A layer's parameters, in their order inside a ParameterSet.
 enum class LayerParameter {
-  q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, gate_proj, up_proj, down_proj, input_norm, post_norm,
+  q_proj,
+  k_proj,
+  v_proj,
+  o_proj,
+  q_norm,
+  k_norm,
+  gate_proj,
+  up_proj,
+  down_proj,
+  input_norm,
+  post_norm,
 };
 inline constexpr int layer_parameters = 11;
 
@@ -32,7 +42,8 @@ std::size_t parameter_index(int layer, LayerParameter which);
 std::size_t final_norm_parameter(const ModelConfig& config);
 std::size_t lm_head_parameter(const ModelConfig& config);  // the embedding's where it is tied
 
-// ok if these are the config's names and shapes, as contiguous float32; else what differs first. `what` names the set.
+// ok if these are the config's names and shapes, as contiguous float32; else what differs first. `what` names
+// the set.
 Status check_parameters(const ModelConfig& config, const ParameterSet& parameters, std::string_view what);
 
 }  // namespace chorale

@@ -17,7 +17,9 @@ class RowBuffer {
   RowBuffer(std::int64_t rows, std::int64_t columns)
       : memory_(Tensor::zeros(DType::float32, {rows, simd::round_up(columns)})), columns_(columns) {}
 
-  float* operator[](std::int64_t row) const { return static_cast<float*>(memory_.view().data) + row * stride(); }
+  float* operator[](std::int64_t row) const {
+    return static_cast<float*>(memory_.view().data) + row * stride();
+  }
   std::int64_t rows() const { return memory_.shape(0); }
   std::int64_t columns() const { return columns_; }
   std::int64_t stride() const { return memory_.shape(1); }
@@ -34,9 +36,9 @@ struct RowRange {
   std::int64_t size() const { return end - begin; }
 };
 
-// Calls body(range, threads) for ranges that cover [0, rows): many rows are cut into blocks, one a thread at a time;
-// few stay together, and the products inside may use the threads. How rows are cut changes no bit: every operation
-// treats a row alone.
+// Calls body(range, threads) for ranges that cover [0, rows): many rows are cut into blocks, one a thread at
+// a time; few stay together, and the products inside may use the threads. How rows are cut changes no bit:
+// every operation treats a row alone.
 template <class Body>
 void for_row_blocks(std::int64_t rows, int threads, const Body& body) {
   constexpr std::int64_t few = 32, largest_block = 96;

@@ -36,11 +36,14 @@ std::string printed(const json& value) {
 }
 
 Result<std::size_t> header_length(std::span<const std::byte> bytes) {
-  if (bytes.size() < length_bytes) return Status::corrupt_data(fmt::format("has {} bytes: a header needs at least 8", bytes.size()));
+  if (bytes.size() < length_bytes)
+    return Status::corrupt_data(fmt::format("has {} bytes: a header needs at least 8", bytes.size()));
   std::uint64_t length = 0;
-  for (std::size_t i = length_bytes; i-- > 0;) length = length << 8 | std::to_integer<std::uint64_t>(bytes[i]);
+  for (std::size_t i = length_bytes; i-- > 0;)
+    length = length << 8 | std::to_integer<std::uint64_t>(bytes[i]);
   const std::size_t limit = std::min(bytes.size() - length_bytes, largest_header);
-  if (length > limit) return Status::corrupt_data(fmt::format("header length {}: must be at most {}", length, limit));
+  if (length > limit)
+    return Status::corrupt_data(fmt::format("header length {}: must be at most {}", length, limit));
   return static_cast<std::size_t>(length);
 }
 
@@ -55,11 +58,13 @@ Result<DType> read_dtype(const json& tensor) {
 Result<std::vector<std::int64_t>> read_integers(const json& tensor, const char* key) {
   const auto found = tensor.find(key);
   if (found == tensor.end()) return Status::corrupt_data(fmt::format("{} is missing", key));
-  if (!found->is_array()) return Status::corrupt_data(fmt::format("{} {}: must be an array", key, printed(*found)));
+  if (!found->is_array())
+    return Status::corrupt_data(fmt::format("{} {}: must be an array", key, printed(*found)));
   std::vector<std::int64_t> values;
   for (const json& value : *found) {
     if (!value.is_number_integer() || value < 0 || value > std::numeric_limits<std::int64_t>::max())
-      return Status::corrupt_data(fmt::format("{} {}: must hold integers from 0 to 2^63 - 1", key, printed(*found)));
+      return Status::corrupt_data(
+          fmt::format("{} {}: must hold integers from 0 to 2^63 - 1", key, printed(*found)));
     values.push_back(value.get<std::int64_t>());
   }
   return values;
@@ -69,7 +74,8 @@ Result<std::size_t> bytes_of(DType dtype, std::span<const std::int64_t> shape) {
   std::size_t bytes = size_of(dtype);
   for (const std::int64_t size : shape)
     if (__builtin_mul_overflow(bytes, static_cast<std::size_t>(size), &bytes))
-      return Status::corrupt_data(fmt::format("shape [{}]: has more than 2^64 bytes", fmt::join(shape, ", ")));
+      return Status::corrupt_data(
+          fmt::format("shape [{}]: has more than 2^64 bytes", fmt::join(shape, ", ")));
   return bytes;
 }
 
@@ -83,11 +89,14 @@ Result<Entry> read_entry(const json& tensor, std::size_t data_bytes) {
   CHORALE_ASSIGN_OR_RETURN(const std::vector<std::int64_t> offsets, read_integers(tensor, "data_offsets"));
   CHORALE_ASSIGN_OR_RETURN(const std::size_t bytes, bytes_of(dtype, shape));
   const std::string place = fmt::format("data_offsets [{}]", fmt::join(offsets, ", "));
-  if (offsets.size() != 2 || offsets[0] > offsets[1]) return Status::corrupt_data(place + ": must be a begin and an end that is not below it");
+  if (offsets.size() != 2 || offsets[0] > offsets[1])
+    return Status::corrupt_data(place + ": must be a begin and an end that is not below it");
   const auto begin = static_cast<std::size_t>(offsets[0]), end = static_cast<std::size_t>(offsets[1]);
-  if (end > data_bytes) return Status::corrupt_data(fmt::format("{}: the file has {} bytes of data", place, data_bytes));
+  if (end > data_bytes)
+    return Status::corrupt_data(fmt::format("{}: the file has {} bytes of data", place, data_bytes));
   if (end - begin != bytes)
-    return Status::corrupt_data(fmt::format("{}: shape [{}] of {} needs {} bytes", place, fmt::join(shape, ", "), name(dtype), bytes));
+    return Status::corrupt_data(fmt::format("{}: shape [{}] of {} needs {} bytes", place,
+                                            fmt::join(shape, ", "), name(dtype), bytes));
   return Entry{dtype, std::move(shape), begin, end};
 }
 
@@ -101,12 +110,18 @@ Status check_cover(const std::map<std::string, Entry>& entries, std::size_t data
   std::size_t covered = 0;
   for (const auto& [entry, tensor] : order) {
     if (entry->begin < covered)
-      return Status::corrupt_data(fmt::format("tensor '{}' begins at byte {} of the data, before its predecessor's end {}", *tensor, entry->begin, covered));
+      return Status::corrupt_data(
+          fmt::format("tensor '{}' begins at byte {} of the data, before its predecessor's end {}", *tensor,
+                      entry->begin, covered));
     if (entry->begin > covered)
-      return Status::corrupt_data(fmt::format("bytes {} to {} of the data, before tensor '{}', belong to no tensor", covered, entry->begin, *tensor));
+      return Status::corrupt_data(
+          fmt::format("bytes {} to {} of the data, before tensor '{}', belong to no tensor", covered,
+                      entry->begin, *tensor));
     covered = entry->end;
   }
-  if (covered != data_bytes) return Status::corrupt_data(fmt::format("bytes {} to {} at the end of the data belong to no tensor", covered, data_bytes));
+  if (covered != data_bytes)
+    return Status::corrupt_data(
+        fmt::format("bytes {} to {} at the end of the data belong to no tensor", covered, data_bytes));
   return Status::ok();
 }
 
@@ -124,7 +139,8 @@ Result<std::map<std::string, Entry>> read_entries(const json& header, std::size_
 }
 
 std::string make_header(std::span<const NamedTensor> tensors, DType dtype) {
-  const auto stored = std::find_if(stored_types.begin(), stored_types.end(), [&](const StoredType& type) { return type.dtype == dtype; });
+  const auto stored = std::find_if(stored_types.begin(), stored_types.end(),
+                                   [&](const StoredType& type) { return type.dtype == dtype; });
   nlohmann::ordered_json header;
   header["__metadata__"] = {{"format", "pt"}};  // Transformers refuses files without it
   std::size_t offset = 0;
@@ -184,11 +200,13 @@ void SafetensorsFile::read(const Entry& entry, std::span<float> to) const {
   }
 }
 
-Result<AtomicFile> stage_safetensors(const std::string& path, std::span<const NamedTensor> tensors, DType dtype) {
+Result<AtomicFile> stage_safetensors(const std::string& path, std::span<const NamedTensor> tensors,
+                                     DType dtype) {
   CHORALE_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
   const std::string header = make_header(tensors, dtype);
   std::array<std::uint8_t, length_bytes> length;
-  for (std::size_t i = 0; i < length_bytes; ++i) length[i] = static_cast<std::uint8_t>(std::uint64_t{header.size()} >> (8 * i));
+  for (std::size_t i = 0; i < length_bytes; ++i)
+    length[i] = static_cast<std::uint8_t>(std::uint64_t{header.size()} >> (8 * i));
   CHORALE_RETURN_IF_ERROR(file.write(length.data(), length.size()));
   CHORALE_RETURN_IF_ERROR(file.write(header.data(), header.size()));
   for (const NamedTensor& tensor : tensors) CHORALE_RETURN_IF_ERROR(write_converted(file, tensor, dtype));

@@ -1,5 +1,5 @@
-// safetensors files: 8 bytes of header length, a JSON header of names, types, shapes and offsets, and the tensors'
-// bytes. (https://github.com/huggingface/safetensors)
+// safetensors files: 8 bytes of header length, a JSON header of names, types, shapes and offsets, and the
+// tensors' bytes. (https://github.com/huggingface/safetensors)
 #pragma once
 
 #include <cstddef>
@@ -15,8 +15,8 @@
 
 namespace chorale {
 
-// A file whose header has been checked whole: every tensor's bytes lie inside the file, fit its shape, and the tensors
-// cover the data without overlap or hole. Memory-mapped; cheap to copy.
+// A file whose header has been checked whole: every tensor's bytes lie inside the file, fit its shape, and
+// the tensors cover the data without overlap or hole. Memory-mapped; cheap to copy.
 class SafetensorsFile {
  public:
   struct Entry {
@@ -39,6 +39,7 @@ class SafetensorsFile {
 };
 
 // Writes the tensors beside `path`, stored as `dtype`; commit() of the result puts the file in place.
-Result<AtomicFile> stage_safetensors(const std::string& path, std::span<const NamedTensor> tensors, DType dtype);
+Result<AtomicFile> stage_safetensors(const std::string& path, std::span<const NamedTensor> tensors,
+                                     DType dtype);
 
 }  // namespace chorale

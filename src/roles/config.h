@@ -121,6 +121,10 @@ class Config {
   std::shared_ptr<const ConfigNode::File> file_;
 };
 
+// In a file that describes a whole run, lets pass every key that nobody asks for: for a reader of the roles
+// that has no use for the rest. Afterwards, reject_unknown.
+void allow_keys_of_runs(const Config& config);
+
 // The one of `known` that a person who wrote `name` most likely meant, or "" if none is near.
 std::string_view nearest_name(std::string_view name, std::span<const std::string_view> known);
 // The end of a sentence about a name that is not known: "(did you mean eager?)" or "(known here: eager,

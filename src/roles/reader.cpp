@@ -175,6 +175,8 @@ Result<ModelSection> read_model(const Config& config) {
   return read_model_section(section);
 }
 
+}  // namespace
+
 void allow_keys_of_runs(const Config& config) {
   for (const Role role : all_roles) config[name(role)]["model"].allow_other_keys();  // a critic's own, say
   bool is_run = false;
@@ -194,8 +196,6 @@ void allow_keys_of_runs(const Config& config) {
     joint[name(role)].allow_other_keys();
   }
 }
-
-}  // namespace
 
 Result<Roles> Roles::from(const Config& config) {
   auto state = std::make_shared<State>();

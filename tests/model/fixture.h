@@ -1,4 +1,5 @@
-// The models that scripts/make_qwen3_fixture.py made, what Transformers computed with them, and ways to run ours.
+// The models that scripts/make_qwen3_fixture.py made, what Transformers computed with them, and ways to run
+// ours.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -15,7 +16,9 @@
 
 namespace chorale::test {
 
-inline std::string fixture_path(const std::string& variant) { return std::string(CHORALE_SOURCE_DIR) + "/tests/fixtures/qwen3_tiny/" + variant; }
+inline std::string fixture_path(const std::string& variant) {
+  return std::string(CHORALE_SOURCE_DIR) + "/tests/fixtures/qwen3_tiny/" + variant;
+}
 
 struct Fixture {
   explicit Fixture(const std::string& variant)
@@ -39,7 +42,8 @@ struct Packed {
     std::iota(logit_rows.begin(), logit_rows.end(), 0);
   }
   ModelInputs inputs() const { return {tokens, positions, logit_rows}; }
-  PackedAttention attention(const ModelConfig& config, std::string_view implementation = "flash_attention_2", int threads = 0) const {
+  PackedAttention attention(const ModelConfig& config, std::string_view implementation = "flash_attention_2",
+                            int threads = 0) const {
     return PackedAttention::create(config.problem(), implementation, cu_seqlens, threads).value();
   }
   std::vector<std::int32_t> tokens, positions, logit_rows, cu_seqlens{0};
@@ -48,8 +52,10 @@ struct Packed {
 // A small config for tests of our own; sizes are no multiples of a vector.
 inline ModelConfig small_config(DType type = DType::float32, bool tied = false) {
   ModelConfig config;
-  config.vocab_size = 29, config.hidden_size = 24, config.intermediate_size = 40, config.num_hidden_layers = 2;
-  config.num_attention_heads = 4, config.num_key_value_heads = 2, config.head_dim = 12, config.max_position_embeddings = 512;
+  config.vocab_size = 29, config.hidden_size = 24, config.intermediate_size = 40,
+  config.num_hidden_layers = 2;
+  config.num_attention_heads = 4, config.num_key_value_heads = 2, config.head_dim = 12,
+  config.max_position_embeddings = 512;
   config.tie_word_embeddings = tied, config.compute_dtype = type;
   return config;
 }
@@ -59,8 +65,10 @@ inline ParameterSet lively_parameters(const ModelConfig& config, std::uint64_t s
   std::size_t count = 0;
   for (NamedTensor& parameter : parameters)
     for (float& value : parameter.value.as<float>()) {
-      if (parameter.value.view().rank == 1) value = 0.8f + 0.05f * static_cast<float>(count++ % 9);
-      else value *= 10;
+      if (parameter.value.view().rank == 1)
+        value = 0.8f + 0.05f * static_cast<float>(count++ % 9);
+      else
+        value *= 10;
     }
   return parameters;
 }

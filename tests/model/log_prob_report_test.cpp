@@ -38,7 +38,8 @@ TEST(LogProbComparison, OneBitIsADifference) {
 }
 
 TEST(LogProbComparison, ValuesThatAreNoNumbersNeverPass) {
-  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN(),
+              infinity = std::numeric_limits<float>::infinity();
   for (const auto& [x, y] : {std::pair(nan, -1.0f), std::pair(-1.0f, nan), std::pair(-infinity, -1.0f)}) {
     LogProbComparison comparison;
     comparison.add(x, y);

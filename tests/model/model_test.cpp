@@ -51,30 +51,29 @@ TEST_P(AgainstTransformers, LogitsInFloat32) {
   for (const char* implementation : {"flash_attention_2", "eager"}) {
     auto attention = packed.attention(model.config(), implementation);
     const Tensor logits = model.forward(packed.inputs(), attention).value();
-    EXPECT_LT(relative_error(logits.as<float>(), all_logits(fixture.expected["logits"])), 2e-6) << implementation;
+    EXPECT_LT(relative_error(logits.as<float>(), all_logits(fixture.expected["logits"])), 2e-6)
+        << implementation;
   }
 }
 
-// In bfloat16 the two round at the same places but sum in other orders, so single roundings differ: an error of some
-// units of 2^-8 in single logits, and on average well below one. The float32 logits are further away than that, which
-// shows that the comparison sees rounding.
+// In bfloat16 both round at the same places. They sum in other orders, so a value that lies between two
+// bfloat16 numbers could go either way, which happens once in some thousand values; everything else is the
+// same. The float32 logits are much further away: the comparison sees rounding. An implementation that rounds
+// probabilities on the way, as matrix instructions want, is further away by as much.
 TEST_P(AgainstTransformers, LogitsInBfloat16) {
   const Fixture fixture(GetParam());
   const Packed packed(fixture.sequences);
   ModelConfig config = fixture.folder.config;
   config.compute_dtype = DType::bfloat16;
   const Model model = Model::create(config, fixture.folder.parameters).value();
-  auto attention = packed.attention(config);
-  const Tensor logits = model.forward(packed.inputs(), attention).value();
-  const std::vector<float> expected = all_logits(fixture.expected["bfloat16_logits"]), exact = all_logits(fixture.expected["logits"]);
-  const auto root_mean_square = [&](std::span<const float> x) {
-    double sum = 0, square = 0;
-    for (std::size_t i = 0; i < expected.size(); ++i) sum += std::pow(x[i] - expected[i], 2.0), square += std::pow(expected[i], 2.0);
-    return std::sqrt(sum / square);
-  };
-  EXPECT_LT(relative_error(logits.as<float>(), expected), 0.03);
-  EXPECT_LT(root_mean_square(logits.as<float>()), 0.006);
-  EXPECT_LT(root_mean_square(logits.as<float>()), root_mean_square(exact));
+  const std::vector<float> expected = all_logits(fixture.expected["bfloat16_logits"]);
+  for (const auto& [implementation, tolerance] :
+       {std::pair("eager", 1e-3), std::pair("flash_attention_2", 0.03)}) {
+    auto attention = packed.attention(config, implementation);
+    const Tensor logits = model.forward(packed.inputs(), attention).value();
+    EXPECT_LT(relative_error(logits.as<float>(), expected), tolerance) << implementation;
+  }
+  EXPECT_GT(relative_error(all_logits(fixture.expected["logits"]), expected), 1e-2);
 }
 
 // d (sum of next-token losses) / d parameter: the gradients that autograd gave.
@@ -94,7 +93,8 @@ TEST_P(AgainstTransformers, LossAndGradients) {
       if (i + 1 == sequence.size()) continue;
       const float* row_logits = logits.as<float>().data() + row * config.vocab_size;
       loss -= token_log_prob(row_logits, config.vocab_size, 1.0f, sequence[i + 1]);
-      token_log_prob_backward(row_logits, config.vocab_size, 1.0f, sequence[i + 1], -1.0f, grad_logits.as<float>().data() + row * config.vocab_size);
+      token_log_prob_backward(row_logits, config.vocab_size, 1.0f, sequence[i + 1], -1.0f,
+                              grad_logits.as<float>().data() + row * config.vocab_size);
     }
   EXPECT_NEAR(loss, fixture.expected["loss"].get<double>(), 1e-5 * loss);
   ParameterSet gradients = zero_parameters(config);
@@ -103,7 +103,10 @@ TEST_P(AgainstTransformers, LossAndGradients) {
   for (const NamedTensor& gradient : gradients)
     if (fixture.expected["gradients"].contains(gradient.name)) {
       ++compared;
-      EXPECT_LT(relative_error(gradient.value.as<float>(), fixture.expected["gradients"][gradient.name].get<std::vector<float>>()), 1e-5) << gradient.name;
+      EXPECT_LT(relative_error(gradient.value.as<float>(),
+                               fixture.expected["gradients"][gradient.name].get<std::vector<float>>()),
+                1e-5)
+          << gradient.name;
     }
   EXPECT_EQ(compared, fixture.expected["gradients"].size());
 }
@@ -111,7 +114,9 @@ TEST_P(AgainstTransformers, LossAndGradients) {
 // ---- Gradients by differences ----
 
 // Some function of the logits with a gradient that is easy to write: sum of weight[row][j] * logit[row][j].
-float probe_weight(std::int64_t row, std::int64_t column) { return std::sin(static_cast<float>(row * 31 + column * 7)); }
+float probe_weight(std::int64_t row, std::int64_t column) {
+  return std::sin(static_cast<float>(row * 31 + column * 7));
+}
 
 class Gradients : public ::testing::TestWithParam<bool> {};
 INSTANTIATE_TEST_SUITE_P(TiedOrNot, Gradients, ::testing::Bool());
@@ -127,14 +132,16 @@ TEST_P(Gradients, AgreeWithDifferences) {
     const Tensor logits = Model::create(config, at).value().forward(packed.inputs(), attention).value();
     double sum = 0;
     for (std::int64_t i = 0; i < logits.elements(); ++i)
-      sum += static_cast<double>(probe_weight(i / config.vocab_size, i % config.vocab_size)) * logits.as<float>()[i];
+      sum += static_cast<double>(probe_weight(i / config.vocab_size, i % config.vocab_size)) *
+             logits.as<float>()[i];
     return sum;
   };
   const Model model = Model::create(config, parameters).value();
   std::shared_ptr<Activations> activations;
   const Tensor logits = model.forward(packed.inputs(), attention, &activations).value();
   const Tensor grad_logits = Tensor::zeros(DType::float32, {logits.shape(0), logits.shape(1)});
-  for (std::int64_t i = 0; i < logits.elements(); ++i) grad_logits.as<float>()[i] = probe_weight(i / config.vocab_size, i % config.vocab_size);
+  for (std::int64_t i = 0; i < logits.elements(); ++i)
+    grad_logits.as<float>()[i] = probe_weight(i / config.vocab_size, i % config.vocab_size);
   ParameterSet gradients = zero_parameters(config);
   ASSERT_TRUE(model.backward(*activations, grad_logits, attention, gradients).is_ok());
 
@@ -150,11 +157,13 @@ TEST_P(Gradients, AgreeWithDifferences) {
     const auto moved = [&](double by) {
       ParameterSet copy = parameters;
       copy[p].value = parameters[p].value.clone();
-      for (std::size_t i = 0; i < direction.size(); ++i) copy[p].value.as<float>()[i] += static_cast<float>(by * direction[i]);
+      for (std::size_t i = 0; i < direction.size(); ++i)
+        copy[p].value.as<float>()[i] += static_cast<float>(by * direction[i]);
       return loss(copy);
     };
     const double difference = (moved(step) - moved(-step)) / (2 * step);
-    EXPECT_NEAR(component, difference, 4e-3 * std::abs(difference) + 2e-3 * std::sqrt(length)) << parameters[p].name;
+    EXPECT_NEAR(component, difference, 4e-3 * std::abs(difference) + 2e-3 * std::sqrt(length))
+        << parameters[p].name;
   }
 }
 
@@ -171,7 +180,8 @@ class Recording : public Observer {
       std::vector<float> values;
       for (std::int64_t i = 0; i < (one.rank > 1 ? one.shape[1] : 1); ++i)
         for (std::int64_t j = 0; j < (one.rank > 2 ? one.shape[2] : 1); ++j)
-          values.push_back(load_element(one.data, one.dtype, i * one.stride[1] + (one.rank > 2 ? j * one.stride[2] : 0)));
+          values.push_back(
+              load_element(one.data, one.dtype, i * one.stride[1] + (one.rank > 2 ? j * one.stride[2] : 0)));
       rows.push_back(std::move(values));
     }
   }
@@ -189,31 +199,38 @@ void expect_rows(const Recording& part, const Recording& whole, std::size_t firs
   ASSERT_EQ(part.rows().size(), whole.rows().size());
   for (const auto& [key, rows] : part.rows())
     for (std::size_t i = 0; i < rows.size(); ++i)
-      ASSERT_TRUE(same_bits(rows[i], whole.rows().at(key).at(first + i))) << "layer " << key.first << " " << key.second << " row " << first + i;
+      ASSERT_TRUE(same_bits(rows[i], whole.rows().at(key).at(first + i)))
+          << "layer " << key.first << " " << key.second << " row " << first + i;
 }
 
 // A generator's attention: keys and values go into pages first.
 class PagedAttention : public LayerAttention {
  public:
-  PagedAttention(const ModelConfig& config, int page_size, const std::string& implementation = "flash_attention_2")
+  PagedAttention(const ModelConfig& config, int page_size,
+                 const std::string& implementation = "flash_attention_2")
       : cache_(make_cache(config, page_size)),
         sequence_(cache_.add()),
-        attention_(Attention::create(config.problem(), implementation, Device::cpu(), {Phase::prefill, Phase::decode}).value()) {}
+        attention_(Attention::create(config.problem(), implementation, Device::cpu(),
+                                     {Phase::prefill, Phase::decode})
+                       .value()) {}
 
   // The next `tokens` of the sequence are about to be computed.
   void extend(int tokens) {
     slots_ = cache_.append(sequence_, tokens).value();
     plan_ = attention_.plan(cache_.batch(std::array{sequence_}, std::array{tokens}).value()).value();
   }
-  Status forward(int layer, const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out, const TensorView& lse) override {
+  Status forward(int layer, const TensorView& q, const TensorView& k, const TensorView& v,
+                 const TensorView& out, const TensorView& lse) override {
     CHORALE_RETURN_IF_ERROR(cache_.store(layer, slots_, k, v));
-    return attention_.forward(*plan_, {.q = q, .k = cache_.keys(layer), .v = cache_.values(layer), .out = out, .lse = lse});
+    return attention_.forward(
+        *plan_, {.q = q, .k = cache_.keys(layer), .v = cache_.values(layer), .out = out, .lse = lse});
   }
 
  private:
   static KvCache make_cache(const ModelConfig& config, int page_size) {
     KvCacheConfig cache;
-    cache.layers = config.num_hidden_layers, cache.kv_heads = config.num_key_value_heads, cache.head_dim = config.head_dim;
+    cache.layers = config.num_hidden_layers, cache.kv_heads = config.num_key_value_heads,
+    cache.head_dim = config.head_dim;
     cache.dtype = config.compute_dtype, cache.page_size = page_size, cache.pages = 200;
     return KvCache::create(cache).value();
   }
@@ -277,7 +294,8 @@ TEST_P(SameBits, PackedAndPaged) {
     // Chunks of a prefill, then one token at a time.
     std::size_t start = 0;
     for (const int chunk : {1, 33, 64, 40, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}) {
-      Packed part({std::vector(sequence_.begin() + static_cast<std::ptrdiff_t>(start), sequence_.begin() + static_cast<std::ptrdiff_t>(start) + chunk)});
+      Packed part({std::vector(sequence_.begin() + static_cast<std::ptrdiff_t>(start),
+                               sequence_.begin() + static_cast<std::ptrdiff_t>(start) + chunk)});
       for (std::int32_t& position : part.positions) position += static_cast<std::int32_t>(start);
       attention.extend(chunk);
       Recording recording;
@@ -314,7 +332,8 @@ TEST_P(SameBits, GradientsOfAnyNumberOfThreads) {
   const ParameterSet one = gradients(1), two = gradients(2);
   for (std::size_t i = 0; i < one.size(); ++i) {
     EXPECT_TRUE(same_bits(one[i].value.as<float>(), two[i].value.as<float>())) << one[i].name;
-    EXPECT_THAT(one[i].value.as<float>(), ::testing::Contains(::testing::Ne(0.0f))) << one[i].name << " has no gradient";
+    EXPECT_THAT(one[i].value.as<float>(), ::testing::Contains(::testing::Ne(0.0f)))
+        << one[i].name << " has no gradient";
   }
 }
 
@@ -332,11 +351,15 @@ TEST(Model, ObserverSeesEveryOperationInOrder) {
   Packed packed({{1, 2, 3, 4}});
   packed.logit_rows = {3};
   auto attention = packed.attention(config);
-  ASSERT_TRUE(Model::create(config, lively_parameters(config, 1)).value().forward(packed.inputs(), attention, nullptr, &names).has_value());
+  ASSERT_TRUE(Model::create(config, lively_parameters(config, 1))
+                  .value()
+                  .forward(packed.inputs(), attention, nullptr, &names)
+                  .has_value());
   std::vector<std::string> expected{"-1 embed"};
   for (const char* layer : {"0 ", "1 "})
-    for (const char* operation : {"input_norm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rotary", "k_rotary", "attention", "o_proj",
-                                  "residual_1", "post_norm", "gate_proj", "up_proj", "swiglu", "down_proj", "residual_2"})
+    for (const char* operation :
+         {"input_norm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rotary", "k_rotary", "attention",
+          "o_proj", "residual_1", "post_norm", "gate_proj", "up_proj", "swiglu", "down_proj", "residual_2"})
       expected.push_back(std::string(layer) + operation);
   expected.insert(expected.end(), {"2 norm", "2 logits"});
   EXPECT_EQ(names.seen, expected);
@@ -353,9 +376,11 @@ TEST(Model, RefusesInputsThatDoNotFit) {
     return model.forward(wrong.inputs(), attention).status().message();
   };
   using ::testing::HasSubstr;
-  EXPECT_THAT(refused([](Packed& p) { p.tokens[1] = 29; }), HasSubstr("token 29 of row 1: must be from 0 to 28"));
+  EXPECT_THAT(refused([](Packed& p) { p.tokens[1] = 29; }),
+              HasSubstr("token 29 of row 1: must be from 0 to 28"));
   EXPECT_THAT(refused([](Packed& p) { p.tokens[2] = -1; }), HasSubstr("token -1 of row 2"));
-  EXPECT_THAT(refused([](Packed& p) { p.positions[0] = 512; }), HasSubstr("position 512 of row 0: must be from 0 to 511"));
+  EXPECT_THAT(refused([](Packed& p) { p.positions[0] = 512; }),
+              HasSubstr("position 512 of row 0: must be from 0 to 511"));
   EXPECT_THAT(refused([](Packed& p) { p.positions.pop_back(); }), HasSubstr("2 positions for 3 tokens"));
   EXPECT_THAT(refused([](Packed& p) { p.logit_rows = {1, 1}; }), HasSubstr("logit row 1 after 1"));
   EXPECT_THAT(refused([](Packed& p) { p.logit_rows = {3}; }), HasSubstr("must ascend and be below 3 rows"));
@@ -367,10 +392,13 @@ TEST(Model, RefusesParametersThatDoNotFit) {
   Model model = Model::create(config, parameters).value();
   parameters[3].value = Tensor::zeros(DType::float32, {24, 23});
   EXPECT_THAT(model.set_parameters(parameters).message(),
-              ::testing::AllOf(::testing::HasSubstr("model.layers.0.self_attn.v_proj.weight"), ::testing::HasSubstr("[24, 24]")));
+              ::testing::AllOf(::testing::HasSubstr("model.layers.0.self_attn.v_proj.weight"),
+                               ::testing::HasSubstr("[24, 24]")));
   parameters.pop_back();
-  EXPECT_THAT(model.set_parameters(parameters).message(), ::testing::HasSubstr("24 tensors, but the config has 25"));
-  EXPECT_FALSE(Model::create(small_config(DType::float32, true), random_parameters(config, 1)).has_value()) << "a tied model has no lm_head";
+  EXPECT_THAT(model.set_parameters(parameters).message(),
+              ::testing::HasSubstr("24 tensors, but the config has 25"));
+  EXPECT_FALSE(Model::create(small_config(DType::float32, true), random_parameters(config, 1)).has_value())
+      << "a tied model has no lm_head";
 }
 
 TEST(Model, BackwardWantsItsOwnActivations) {
@@ -381,10 +409,12 @@ TEST(Model, BackwardWantsItsOwnActivations) {
   std::shared_ptr<Activations> activations;
   const Tensor logits = model.forward(packed.inputs(), attention, &activations).value();
   ParameterSet gradients = zero_parameters(config);
-  EXPECT_THAT(model.backward(*activations, logits.view().slice(0, 0, 2), attention, gradients).message(), ::testing::HasSubstr("must be float32 [3, 29]"));
+  EXPECT_THAT(model.backward(*activations, logits.view().slice(0, 0, 2), attention, gradients).message(),
+              ::testing::HasSubstr("must be float32 [3, 29]"));
   ASSERT_TRUE(model.backward(*activations, logits, attention, gradients).is_ok());
   ASSERT_TRUE(model.set_parameters(random_parameters(config, 2)).is_ok());
-  EXPECT_THAT(model.backward(*activations, logits, attention, gradients).message(), ::testing::HasSubstr("must come from this model"));
+  EXPECT_THAT(model.backward(*activations, logits, attention, gradients).message(),
+              ::testing::HasSubstr("must come from this model"));
 }
 
 TEST(Model, NoRowsAndNoLogits) {
@@ -401,7 +431,8 @@ TEST(Model, NoRowsAndNoLogits) {
   EXPECT_EQ(logits.shape(0), 0);
   ParameterSet gradients = zero_parameters(config);
   ASSERT_TRUE(model.backward(*activations, logits, attention, gradients).is_ok());
-  for (const NamedTensor& gradient : gradients) EXPECT_THAT(gradient.value.as<float>(), ::testing::Each(0.0f)) << gradient.name;
+  for (const NamedTensor& gradient : gradients)
+    EXPECT_THAT(gradient.value.as<float>(), ::testing::Each(0.0f)) << gradient.name;
 }
 
 TEST(Model, RandomParametersAreNormal) {

@@ -31,10 +31,12 @@ float rounded(float x) { return to_float(from_float<bfloat16>(x)); }
 
 void expect_near(const std::vector<float>& actual, const Values& expected, double tolerance) {
   ASSERT_EQ(actual.size(), expected.size());
-  for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(actual[i], expected[i], tolerance * (1 + std::abs(expected[i]))) << "element " << i;
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    EXPECT_NEAR(actual[i], expected[i], tolerance * (1 + std::abs(expected[i]))) << "element " << i;
 }
 // d sum(grad_y * f(x)) / dx by central differences in float64.
-Values differences(const std::function<Values(const Values&)>& f, const Values& x, const std::vector<float>& grad_y) {
+Values differences(const std::function<Values(const Values&)>& f, const Values& x,
+                   const std::vector<float>& grad_y) {
   Values grad(x.size());
   for (std::size_t i = 0; i < x.size(); ++i) {
     const double step = 1e-5;
@@ -70,9 +72,13 @@ TEST_P(Sizes, RmsNorm) {
   ops::rms_norm(x.data(), weight.data(), length(), epsilon, DType::float32, y.data());
   expect_near(y, rms_norm(wide(x), wide(weight), epsilon), 1e-6);
   ops::rms_norm_backward(x.data(), weight.data(), length(), epsilon, grad.data(), grad_x.data());
-  expect_near(grad_x, differences([&](const Values& at) { return rms_norm(at, wide(weight), epsilon); }, wide(x), grad), 2e-6);
+  expect_near(
+      grad_x,
+      differences([&](const Values& at) { return rms_norm(at, wide(weight), epsilon); }, wide(x), grad),
+      2e-6);
   ops::rms_norm_backward_weight(x.data(), length(), epsilon, DType::float32, grad.data(), grad_weight.data());
-  Values expected = differences([&](const Values& at) { return rms_norm(wide(x), at, epsilon); }, wide(weight), grad);
+  Values expected =
+      differences([&](const Values& at) { return rms_norm(wide(x), at, epsilon); }, wide(weight), grad);
   for (double& value : expected) value += 1;  // it adds to what is there
   expect_near(grad_weight, expected, 2e-6);
 }
@@ -90,9 +96,11 @@ Values rotate(const Values& x, const std::vector<float>& cosines, const std::vec
 TEST_P(Sizes, Rotary) {
   const std::size_t half = n() / 2;
   std::vector<double> frequencies;
-  for (std::size_t i = 0; i < half; ++i) frequencies.push_back(std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(n())));
+  for (std::size_t i = 0; i < half; ++i)
+    frequencies.push_back(std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(n())));
   std::vector<float> cosines(half), sines(half);
-  ops::rotary_angles(1234567, frequencies.data(), static_cast<std::int64_t>(half), DType::float32, cosines.data(), sines.data());
+  ops::rotary_angles(1234567, frequencies.data(), static_cast<std::int64_t>(half), DType::float32,
+                     cosines.data(), sines.data());
   for (std::size_t i = 0; i < half; ++i) {
     EXPECT_EQ(cosines[i], static_cast<float>(std::cos(1234567 * frequencies[i])));
     EXPECT_EQ(sines[i], static_cast<float>(std::sin(1234567 * frequencies[i])));
@@ -102,7 +110,8 @@ TEST_P(Sizes, Rotary) {
   ops::rotate(x.data(), cosines.data(), sines.data(), length(), DType::float32, y.data());
   expect_near(y, rotate(wide(x), cosines, sines), 1e-6);
   ops::rotate_backward(grad.data(), cosines.data(), sines.data(), length(), grad_x.data());
-  expect_near(grad_x, differences([&](const Values& at) { return rotate(at, cosines, sines); }, wide(x), grad), 2e-6);
+  expect_near(grad_x,
+              differences([&](const Values& at) { return rotate(at, cosines, sines); }, wide(x), grad), 2e-6);
 }
 
 Values swiglu(const Values& gate, const Values& up) {
@@ -116,16 +125,20 @@ TEST_P(Sizes, SwiGlu) {
   std::vector<float> y(n()), grad_gate(n()), grad_up(n());
   ops::swiglu(gate.data(), up.data(), length(), DType::float32, y.data());
   expect_near(y, swiglu(wide(gate), wide(up)), 1e-6);
-  ops::swiglu_backward(gate.data(), up.data(), length(), DType::float32, grad.data(), grad_gate.data(), grad_up.data());
-  expect_near(grad_gate, differences([&](const Values& at) { return swiglu(at, wide(up)); }, wide(gate), grad), 2e-6);
-  expect_near(grad_up, differences([&](const Values& at) { return swiglu(wide(gate), at); }, wide(up), grad), 2e-6);
+  ops::swiglu_backward(gate.data(), up.data(), length(), DType::float32, grad.data(), grad_gate.data(),
+                       grad_up.data());
+  expect_near(grad_gate,
+              differences([&](const Values& at) { return swiglu(at, wide(up)); }, wide(gate), grad), 2e-6);
+  expect_near(grad_up, differences([&](const Values& at) { return swiglu(wide(gate), at); }, wide(up), grad),
+              2e-6);
 }
 
 TEST(Operations, SwiGluOfLargeValues) {
   const std::vector<float> gate{-1e30f, -200.0f, -90.0f, 0.0f, 90.0f, 1e30f}, up(6, 1.0f), grad(6, 1.0f);
   std::vector<float> y(6), grad_gate(6), grad_up(6);
   ops::swiglu(gate.data(), up.data(), 6, DType::float32, y.data());
-  ops::swiglu_backward(gate.data(), up.data(), 6, DType::float32, grad.data(), grad_gate.data(), grad_up.data());
+  ops::swiglu_backward(gate.data(), up.data(), 6, DType::float32, grad.data(), grad_gate.data(),
+                       grad_up.data());
   const std::vector<float> expected{0, 0, 0, 0, 90, 1e30f}, slope{0, 0, 0, 0.5f, 1, 1};
   for (std::size_t i = 0; i < 6; ++i) {
     EXPECT_NEAR(y[i], expected[i], 1e-6 * (1 + expected[i]));
@@ -141,7 +154,8 @@ TEST_P(Sizes, RoundingPlacesOfBfloat16) {
   for (const float value : x) EXPECT_EQ(value, rounded(value));
 
   std::vector<float> normed(n());
-  ops::rms_norm(x.data(), std::vector<float>(n(), 1.0f).data(), length(), 1e-6f, DType::float32, normed.data());
+  ops::rms_norm(x.data(), std::vector<float>(n(), 1.0f).data(), length(), 1e-6f, DType::float32,
+                normed.data());
   ops::rms_norm(x.data(), weight.data(), length(), 1e-6f, DType::bfloat16, y.data());
   for (std::size_t i = 0; i < n(); ++i) EXPECT_EQ(y[i], rounded(rounded(normed[i]) * weight[i]));
 
@@ -166,17 +180,20 @@ TEST_P(Sizes, LogProbability) {
     return Values{at[static_cast<std::size_t>(token)] / temperature - std::log(sum)};
   };
   for (const int token : {0, GetParam() - 1}) {
-    EXPECT_NEAR(token_log_prob(logits.data(), length(), temperature, token), formula(wide(logits), token)[0], 3e-6);
+    EXPECT_NEAR(token_log_prob(logits.data(), length(), temperature, token), formula(wide(logits), token)[0],
+                3e-6);
     std::vector<float> grad(n());
     token_log_prob_backward(logits.data(), length(), temperature, token, 1.5f, grad.data());
-    expect_near(grad, differences([&](const Values& at) { return formula(at, token); }, wide(logits), {1.5f}), 2e-6);
+    expect_near(grad, differences([&](const Values& at) { return formula(at, token); }, wide(logits), {1.5f}),
+                2e-6);
   }
 }
 
 TEST(LogProb, LogitsOfAnySize) {
   const std::vector<float> logits{3e38f, -3e38f, 3e38f};
   EXPECT_FLOAT_EQ(token_log_prob(logits.data(), 3, 1.0f, 0), -std::log(2.0f));
-  EXPECT_EQ(token_log_prob(logits.data(), 3, 1.0f, 1), -std::numeric_limits<float>::infinity()) << "beyond float32";
+  EXPECT_EQ(token_log_prob(logits.data(), 3, 1.0f, 1), -std::numeric_limits<float>::infinity())
+      << "beyond float32";
   const float one = 5.0f;
   EXPECT_EQ(token_log_prob(&one, 1, 1.0f, 0), 0.0f) << "the only token";
 }
@@ -200,7 +217,8 @@ TEST(Linear, ForwardAndBackwardAreTheMatrixProducts) {
   const std::int64_t rows = 37, inputs = 21, outputs = 50;
   const Tensor weight = make_weight(outputs, inputs);
   const Linear linear(weight, DType::float32);
-  const RowBuffer x = make_rows(rows, inputs, 1), grad_y = make_rows(rows, outputs, 2), y(rows, outputs), grad_x(rows, inputs);
+  const RowBuffer x = make_rows(rows, inputs, 1), grad_y = make_rows(rows, outputs, 2), y(rows, outputs),
+                  grad_x(rows, inputs);
   linear.forward(x, y, {0, rows}, DType::float32, 2);
   linear.backward(grad_y, grad_x, {0, rows}, 2);
   const float* w = weight.as<float>().data();
@@ -212,14 +230,15 @@ TEST(Linear, ForwardAndBackwardAreTheMatrixProducts) {
     }
     for (std::int64_t i = 0; i < inputs; ++i) {
       double sum = 0;
-      for (std::int64_t o = 0; o < outputs; ++o) sum += static_cast<double>(grad_y[row][o]) * w[o * inputs + i];
+      for (std::int64_t o = 0; o < outputs; ++o)
+        sum += static_cast<double>(grad_y[row][o]) * w[o * inputs + i];
       EXPECT_NEAR(grad_x[row][i], sum, 4e-5);
     }
   }
 }
 
-// One chain of fused multiply-adds over rows ascending, whichever outputs are asked for together, and whether the rows
-// come in one call or in two.
+// One chain of fused multiply-adds over rows ascending, whichever outputs are asked for together, and whether
+// the rows come in one call or in two.
 TEST(Linear, WeightGradientIsOneChainOverRows) {
   const std::int64_t rows = 600, inputs = 21, outputs = 50;
   const RowBuffer x = make_rows(rows, inputs, 1), grad_y = make_rows(rows, outputs, 2);
@@ -227,7 +246,8 @@ TEST(Linear, WeightGradientIsOneChainOverRows) {
   float* sum = expected.as<float>().data();
   for (std::int64_t row = 0; row < rows; ++row)
     for (std::int64_t o = 0; o < outputs; ++o)
-      for (std::int64_t i = 0; i < inputs; ++i) sum[o * inputs + i] = std::fma(grad_y[row][o], x[row][i], sum[o * inputs + i]);
+      for (std::int64_t i = 0; i < inputs; ++i)
+        sum[o * inputs + i] = std::fma(grad_y[row][o], x[row][i], sum[o * inputs + i]);
   Linear::backward_weight(grad_y, x, gradient, 0, 48);
   Linear::backward_weight(grad_y, x, gradient, 48, outputs);
   EXPECT_EQ(std::memcmp(gradient.view().data, expected.view().data, gradient.bytes()), 0);
