@@ -10,8 +10,12 @@ namespace {
 
 std::int64_t pages_of(std::int64_t tokens, int page_size) { return (tokens + page_size - 1) / page_size; }
 
-std::int64_t common_prefix(const std::vector<std::int32_t>& a, const std::vector<std::int32_t>& b) {
-  return std::ranges::mismatch(a, b).in1 - a.begin();
+// How many first positions of two generations have the same keys: the same tokens, computed in the same
+// phase.
+std::int64_t common_keys(const Generation& a, const Generation& b) {
+  const std::int64_t tokens = std::ranges::mismatch(a.tokens, b.tokens).in1 - a.tokens.begin();
+  const std::int64_t prompt_a = std::ssize(a.request.prompt), prompt_b = std::ssize(b.request.prompt);
+  return prompt_a == prompt_b ? tokens : std::min({tokens, prompt_a, prompt_b});
 }
 
 }  // namespace
@@ -51,7 +55,7 @@ Scheduler::Prefix Scheduler::find_prefix(const Generation& newcomer, int page_si
   std::int64_t longest = 0;  // counting what running generations know but have not computed yet
   for (const auto& other : generations_) {
     if (!other->is_running()) continue;
-    const std::int64_t common = std::min(common_prefix(newcomer.tokens, other->tokens), newcomer.known() - 1);
+    const std::int64_t common = std::min(common_keys(newcomer, *other), newcomer.known() - 1);
     longest = std::max(longest, common);
     const std::int64_t usable = std::min(common, other->cached);
     if (usable > best.tokens) best = {other.get(), usable, false};

@@ -227,6 +227,39 @@ TEST_P(SameBits, WhenThePhasesAreDifferentImplementations) {
       << "eager must leave a trace, or this test sees nothing";
 }
 
+// A prompt that repeats what another request has just generated: the tokens are the same, but there they are
+// decoded and here they are prefilled, so keys may only be shared up to the end of the other's prompt.
+TEST_P(SameBits, WhenAPromptRepeatsWhatAnotherGenerated) {
+  const LayerAttentions mixed{{attention(model), attention(model)},
+                              {attention(model, "eager"), attention(model, "eager")}};
+  const auto make_mixed = [&] {
+    return Generator::create(model, mixed, {.page_size = 4, .pages = 100, .scheduler = {}, .threads = 1})
+        .value();
+  };
+  const Request first{.id = 1,
+                      .prompt = {5, 6, 7, 8, 9, 10},
+                      .max_new_tokens = 60,
+                      .sampling = {.seed = 3},
+                      .stop_tokens = {}};
+  Generator alone = make_mixed();
+  const std::vector<std::int32_t> generated = alone.generate(std::span(&first, 1)).value().front().tokens;
+  Request second{
+      .id = 2, .prompt = first.prompt, .max_new_tokens = 20, .sampling = {.seed = 4}, .stop_tokens = {}};
+  second.prompt.insert(second.prompt.end(), generated.begin(), generated.begin() + 25);
+  const Completion expected_second = alone.generate(std::span(&second, 1)).value().front();
+
+  Generator together = make_mixed();
+  ASSERT_TRUE(together.submit(first).is_ok());
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(together.step());
+  ASSERT_TRUE(together.submit(second).is_ok());
+  std::vector<Completion> seen;
+  while (!together.is_idle())
+    for (Completion& completion : together.step().value())
+      if (completion.id == 2) seen.push_back(std::move(completion));
+  expect_same({expected_second}, seen);
+  EXPECT_EQ(seen.front().shared_tokens, 6) << "the first request's prompt, and no more";
+}
+
 // What this is all for: the trainer computes the same log-probabilities from packed sequences.
 TEST_P(SameBits, InTheTrainersPackedForward) {
   std::vector<PackedLayer> layers(2, {attention(model), std::nullopt});
