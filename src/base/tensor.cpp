@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
 
 namespace chorale {
@@ -27,6 +28,16 @@ Result<DType> parse_dtype(std::string_view text) {
   return Status::invalid_argument(fmt::format("dtype '{}': must be float32, bfloat16, float16 or float8_e4m3", text));
 }
 
+namespace {
+
+// Shapes that nobody can hold are met while they are being refused: their sizes stay at the largest number.
+std::int64_t saturating_product(std::int64_t x, std::int64_t y) {
+  std::int64_t product = 0;
+  return __builtin_mul_overflow(x, y, &product) ? std::numeric_limits<std::int64_t>::max() : product;
+}
+
+}  // namespace
+
 TensorView TensorView::contiguous(const void* data, DType dtype, std::span<const std::int64_t> shape) {
   TensorView view;
   view.data = const_cast<void*>(data);
@@ -36,14 +47,14 @@ TensorView TensorView::contiguous(const void* data, DType dtype, std::span<const
   for (int i = view.rank - 1; i >= 0; --i) {
     view.shape[i] = shape[i];
     view.stride[i] = step;
-    step *= shape[i];
+    step = saturating_product(step, shape[i]);
   }
   return view;
 }
 
 std::int64_t TensorView::elements() const {
   std::int64_t product = 1;
-  for (int i = 0; i < rank; ++i) product *= shape[i];
+  for (int i = 0; i < rank; ++i) product = saturating_product(product, shape[i]);
   return product;
 }
 
@@ -51,7 +62,7 @@ bool TensorView::is_contiguous() const {
   std::int64_t step = 1;
   for (int i = rank - 1; i >= 0; --i) {
     if (shape[i] != 1 && stride[i] != step) return false;
-    step *= shape[i];
+    step = saturating_product(step, shape[i]);
   }
   return true;
 }

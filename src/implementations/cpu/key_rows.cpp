@@ -55,7 +55,7 @@ KeyRows::KeyRows(const TiledPlan& plan, const TensorView& tensor, const TensorVi
 const std::byte* KeyRows::row(std::int64_t position) const {
   if (pages_ == nullptr) return base_ + position * row_stride_;
   std::int64_t page = position / page_size_;
-  if (swap_pages_ && page < 2) page = 1 - page;
+  if (swap_pages_ && page < 2 && keys_ > page_size_) page = 1 - page;
   return base_ + pages_[page] * page_stride_ + position % page_size_ * row_stride_;
 }
 
