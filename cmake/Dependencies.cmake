@@ -2,7 +2,6 @@
 find_package(Threads REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS CXX)  # src/base/threads.cpp only
 find_package(fmt REQUIRED)                    # message formatting
-find_package(spdlog REQUIRED)                 # logging of the command line
 find_package(yaml-cpp REQUIRED)               # roles and run configurations
 find_package(nlohmann_json REQUIRED)          # config.json, safetensors headers, --json
 find_package(CLI11 REQUIRED)                  # command line
