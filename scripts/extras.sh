@@ -11,7 +11,9 @@ if cmp --silent extras.txt "$stamp"; then
   exit 0
 fi
 
-python3 -m venv --help >/dev/null 2>&1 && python3 -c 'import ensurepip' 2>/dev/null || scripts/setup.sh extras
+python3 -c 'import ensurepip, venv' 2>/dev/null || scripts/setup.sh extras
+rm -rf "$venv"
+trap 'rm -rf "$venv"' ERR   # half of it would look like all of it to the tests
 python3 -m venv "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement extras.txt
 cp extras.txt "$stamp"
