@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <limits>
@@ -29,7 +30,7 @@ class ViewType {
  public:
   explicit ViewType(const TensorView& view) {
     const auto bytes = static_cast<MPI_Aint>(size_of(view.dtype));
-    MPI_Type_dup(bytes == 4 ? MPI_UINT32_T : MPI_UINT16_T, &type_);
+    MPI_Type_contiguous(static_cast<int>(bytes), MPI_BYTE, &type_);
     for (int i = view.rank - 1; i >= 0; --i)
       become([&](MPI_Datatype* outer) {
         return MPI_Type_create_hvector(static_cast<int>(view.shape[i]), 1, view.stride[i] * bytes, type_,
@@ -72,7 +73,13 @@ Status check_countable(const TensorView& view) {
 // What the ranks of one gather must agree on.
 struct Description {
   std::int64_t sound, dtype, dimension, rank;
-  std::array<std::int64_t, TensorView::max_rank> shape;
+  std::array<std::int64_t, TensorView::max_rank> shape{};  // zero beyond the rank
+
+  Description() = default;
+  Description(bool is_sound, const TensorView& view, int along)
+      : sound(is_sound), dtype(static_cast<std::int64_t>(view.dtype)), dimension(along), rank(view.rank) {
+    if (is_sound) std::copy_n(view.shape.begin(), view.rank, shape.begin());
+  }
   bool operator==(const Description&) const = default;
 
   std::string text() const {
@@ -117,11 +124,7 @@ class MpiWorld final : public Communicator {
   Status agree_on(const TensorView& shard, int dimension) {
     Status sound = check_shard("all_gather", shard, dimension);
     if (sound.is_ok()) sound = check_countable(shard);
-    const Description mine{.sound = sound.is_ok(),
-                           .dtype = static_cast<std::int64_t>(shard.dtype),
-                           .dimension = dimension,
-                           .rank = shard.rank,
-                           .shape = shard.shape};
+    const Description mine(sound.is_ok(), shard, dimension);
     constexpr int count = sizeof(Description) / sizeof(std::int64_t);
     std::vector<Description> all(static_cast<std::size_t>(size_));
     CHORALE_RETURN_IF_ERROR(mpi_status("all_gather", MPI_Allgather(&mine, count, MPI_INT64_T, all.data(),

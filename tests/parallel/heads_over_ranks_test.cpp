@@ -182,7 +182,7 @@ TEST(ShardHeads, RefusesHeadsThatDoNotDivide) {
 }
 
 TEST(MpiWorld, GathersAlongEveryDimensionAndStride) {
-  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16, DType::float8_e4m3}) {
     const std::int64_t n = world().size();
     const Tensor whole = random_tensor(dtype, {2 * n, 3 * n, 4 * n}, 7);
     for (int dimension = 0; dimension < 3; ++dimension) {
