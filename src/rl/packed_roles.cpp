@@ -18,7 +18,8 @@ Result<Attention> build(const ResolvedRoles& resolved, Role role, int layer, Pha
 
 }  // namespace
 
-Result<PackedAttention> build_packed_attention(const ResolvedRoles& resolved, Role role, int layers) {
+Result<PackedAttention> build_packed_attention(const ResolvedRoles& resolved, Role role, int layers,
+                                               const std::vector<float>& kv_scales) {
   const bool learns = std::ranges::count(phases(role), Phase::backward) > 0;
   std::vector<PackedLayer> packed;
   for (int layer = 0; layer < layers; ++layer) {
@@ -27,7 +28,7 @@ Result<PackedAttention> build_packed_attention(const ResolvedRoles& resolved, Ro
     if (!learns) continue;
     CHORALE_ASSIGN_OR_RETURN(packed.back().backward, build(resolved, role, layer, Phase::backward));
   }
-  return PackedAttention(std::move(packed));
+  return PackedAttention(std::move(packed), kv_scales, kv_scales);
 }
 
 }  // namespace chorale

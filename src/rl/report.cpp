@@ -202,8 +202,8 @@ std::string settings_table(RunConfig config) {
 std::string mask_pictures(const std::vector<Report::Picture>& masks) {
   std::string html = "<div class=\"masks\">\n";
   for (const Report::Picture& picture : masks)
-    html += fmt::format("<figure><figcaption>{}</figcaption>{}</figure>\n", escape_html(picture.caption),
-                        picture.svg);
+    html += fmt::format("<figure><figcaption>{}</figcaption>{}<pre>{}</pre></figure>\n",
+                        escape_html(picture.caption), picture.svg, escape_html(picture.summary));
   return html + "</div>\n";
 }
 

@@ -18,7 +18,7 @@ struct Report {
   std::string command;  // what made it
 
   struct Picture {
-    std::string caption, svg;
+    std::string caption, svg, summary;
   };
   std::vector<Picture> masks;
 

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/files.h"
+#include "mask/picture.h"
 #include "model/hugging_face.h"
 #include "rl/grpo.h"
 #include "rl/packed_roles.h"
@@ -28,6 +29,20 @@ class Stopwatch {
   Clock::time_point last_ = Clock::now();
 };
 
+// The mask of this run's longest sequence, pair by pair, and the mask as it tiles a long one.
+Result<std::vector<Report::Picture>> draw_masks(const Problem& problem, std::int64_t longest) {
+  const auto draw = [&](std::int64_t length, std::int64_t tile) -> Result<Report::Picture> {
+    CHORALE_ASSIGN_OR_RETURN(MaskPicture picture, draw_mask(problem.mask, length, length, tile));
+    return Report::Picture{
+        fmt::format("{}: {} positions, tiles of {}", problem.mask.to_string(), length, tile),
+        std::move(picture.svg), std::move(picture.summary)};
+  };
+  std::vector<Report::Picture> pictures;
+  CHORALE_ASSIGN_OR_RETURN(pictures.emplace_back(), draw(longest, 1));
+  CHORALE_ASSIGN_OR_RETURN(pictures.emplace_back(), draw(1024, 64));
+  return pictures;
+}
+
 // The model of this project takes neither.
 Status check_problem(const Config& config, const Problem& problem) {
   if (problem.sinks) return config["model"]["sinks"].error("is true: a Qwen3 model has no attention sinks");
@@ -46,7 +61,8 @@ Result<std::unique_ptr<Run>> Run::prepare(const RunOptions& options) {
   CHORALE_ASSIGN_OR_RETURN(const Config file, Config::load(options.config_file, options.overrides));
   CHORALE_ASSIGN_OR_RETURN(const RunConfig config, RunConfig::read(file));
   CHORALE_ASSIGN_OR_RETURN(const Roles roles, Roles::from(file));
-  CHORALE_ASSIGN_OR_RETURN(const Problem problem, roles.problem());
+  CHORALE_ASSIGN_OR_RETURN(Problem problem, roles.problem());
+  if (config.has_8_bit_cache()) problem.kv_dtype = DType::float8_e4m3;
   CHORALE_RETURN_IF_ERROR(check_problem(file, problem));
   CHORALE_RETURN_IF_ERROR(file.reject_unknown());
   CHORALE_ASSIGN_OR_RETURN(SumOfDigits task, SumOfDigits::create(config.task, config.seed));
@@ -67,7 +83,8 @@ Result<std::unique_ptr<Run>> Run::prepare(const RunOptions& options) {
                     "with --out, or remove it",
                     *checkpoint));
 
-  std::unique_ptr<Run> run(new Run(options, config, std::move(resolved), std::move(task), std::move(folder)));
+  std::unique_ptr<Run> run(
+      new Run(options, config, problem, std::move(resolved), std::move(task), std::move(folder)));
   CHORALE_RETURN_IF_ERROR(run->build());
   if (checkpoint) CHORALE_RETURN_IF_ERROR(run->restore_checkpoint(*checkpoint));
   return run;
@@ -87,18 +104,13 @@ AdamWConfig Run::warmup_optimizer() const {
 
 Status Run::build() {
   const int layers = config_.model.num_hidden_layers;
-  CHORALE_ASSIGN_OR_RETURN(PackedAttention actor, build_packed_attention(resolved_, Role::actor, layers));
-  CHORALE_ASSIGN_OR_RETURN(reference_attention_, build_packed_attention(resolved_, Role::ref, layers));
+  CHORALE_ASSIGN_OR_RETURN(PackedAttention actor, build_packed_attention(resolved_, Role::actor, layers, config_.kv_scales()));
+  CHORALE_ASSIGN_OR_RETURN(reference_attention_, build_packed_attention(resolved_, Role::ref, layers, config_.kv_scales()));
   CHORALE_ASSIGN_OR_RETURN(LayerAttentions rollout, LayerAttentions::build(resolved_, layers));
   CHORALE_ASSIGN_OR_RETURN(
       trainer_, Trainer::create(config_.model, random_parameters(config_.model, config_.seed),
                                 std::move(actor), scoring(config_.rollout.temperature), warmup_optimizer()));
-  const GeneratorConfig generator{.page_size = config_.rollout.page_size,
-                                  .pages = config_.rollout.pages,
-                                  .scheduler = {.tokens_per_step = config_.rollout.tokens_per_step,
-                                                .max_running = config_.rollout.max_running},
-                                  .threads = config_.threads};
-  CHORALE_ASSIGN_OR_RETURN(generator_, Generator::create(trainer_->model(), std::move(rollout), generator));
+  CHORALE_ASSIGN_OR_RETURN(generator_, Generator::create(trainer_->model(), std::move(rollout), config_.generator()));
   return {};
 }
 
@@ -320,7 +332,7 @@ Status Run::finish() {
   CHORALE_RETURN_IF_ERROR(SumOfDigits::tokenizer().save(folder_.model()));
   CHORALE_RETURN_IF_ERROR(write_file(folder_.history(), to_json(history_)));
 
-  CHORALE_ASSIGN_OR_RETURN(auto masks, draw_masks());
+  CHORALE_ASSIGN_OR_RETURN(auto masks, draw_masks(problem_, config_.model.max_position_embeddings));
   const Report report{.config = config_,
                       .roles = resolved_,
                       .history = history_,

@@ -64,9 +64,11 @@ class Run {
     double mean_reward() const;
   };
 
-  Run(RunOptions options, RunConfig config, ResolvedRoles resolved, SumOfDigits task, RunFolder folder)
+  Run(RunOptions options, RunConfig config, Problem problem, ResolvedRoles resolved, SumOfDigits task,
+      RunFolder folder)
       : options_(std::move(options)),
         config_(std::move(config)),
+        problem_(std::move(problem)),
         resolved_(std::move(resolved)),
         task_(std::move(task)),
         folder_(std::move(folder)) {}
@@ -86,7 +88,6 @@ class Run {
   Result<LogProbComparison> compare(const Answers& answers, float temperature);
   Status evaluate();
   Status finish();
-  Result<std::vector<Report::Picture>> draw_masks() const;
 
   // run_checkpoint.cpp
   std::int64_t steps_done() const;
@@ -96,6 +97,7 @@ class Run {
 
   RunOptions options_;
   RunConfig config_;
+  Problem problem_;
   ResolvedRoles resolved_;
   SumOfDigits task_;
   RunFolder folder_;

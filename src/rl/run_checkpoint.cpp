@@ -50,15 +50,14 @@ std::int64_t Run::steps_done() const {
 
 std::map<std::string, std::string> Run::bit_identity() const {
   auto texts = identity(config_);
+  texts.emplace("model.mask", problem_.mask.to_string());
+  texts.emplace("model.score", problem_.score.to_string());
+  texts.emplace("model.scale", fmt::format("{}", problem_.scale_or_default()));
   for (const auto& [role, resolutions] : resolved_.roles)
-    for (const Resolution& resolution : resolutions) {
-      texts.emplace(fmt::format("{} (layers {}-{}, {})", name(role), resolution.first_layer,
-                                resolution.last_layer, name(resolution.phase)),
-                    resolution.fingerprint.to_string());
-      texts.emplace("model.mask", resolution.problem.mask.to_string());
-      texts.emplace("model.score", resolution.problem.score.to_string());
-      texts.emplace("model.scale", fmt::format("{}", resolution.problem.scale_or_default()));
-    }
+    for (const Resolution& r : resolutions)
+      texts.emplace(
+          fmt::format("{} (layers {}-{}, {})", name(role), r.first_layer, r.last_layer, name(r.phase)),
+          r.fingerprint.to_string());
   return texts;
 }
 

@@ -51,6 +51,24 @@ ConfigNode find(const Config& config, std::string_view key) {
   }
 }
 
+// What no key of `rollout` says alone.
+Status check_rollout(const Config& config, const RunConfig::Rollout& rollout) {
+  if (!std::has_single_bit(static_cast<unsigned>(rollout.page_size)))
+    return find(config, "rollout.page_size")
+        .error(fmt::format("is {}: must be a power of two", rollout.page_size));
+  if (rollout.preemption != "recompute" && rollout.preemption != "swap")
+    return find(config, "rollout.preemption")
+        .error(fmt::format("is '{}': must be recompute or swap", rollout.preemption));
+  if (rollout.kv_cache_dtype != "auto" && rollout.kv_cache_dtype != name(DType::float8_e4m3))
+    return find(config, "rollout.kv_cache_dtype")
+        .error(fmt::format("is '{}': must be auto or {}", rollout.kv_cache_dtype, name(DType::float8_e4m3)));
+  if (rollout.max_running > rollout.tokens_per_step)
+    return find(config, "rollout.max_running")
+        .error(fmt::format("is {}: must be at most the {} tokens of a step", rollout.max_running,
+                           rollout.tokens_per_step));
+  return {};
+}
+
 // What no key says alone.
 Status check_together(const Config& config, const RunConfig& run) {
   const auto at = [&](std::string_view key, const Status& status) {
@@ -62,18 +80,12 @@ Status check_together(const Config& config, const RunConfig& run) {
     return find(config, "grpo.minibatches")
         .error(fmt::format("is {}: must be at most the {} prompts of a step", run.grpo.minibatches,
                            run.grpo.prompts));
+  CHORALE_RETURN_IF_ERROR(check_rollout(config, run.rollout));
   const RunConfig::Rollout& rollout = run.rollout;
-  if (!std::has_single_bit(static_cast<unsigned>(rollout.page_size)))
-    return find(config, "rollout.page_size")
-        .error(fmt::format("is {}: must be a power of two", rollout.page_size));
   if (rollout.pages * rollout.page_size < run.model.max_position_embeddings)
     return find(config, "rollout.pages")
         .error(fmt::format("is {}: pages of {} tokens must hold a sequence of {}", rollout.pages,
                            rollout.page_size, run.model.max_position_embeddings));
-  if (rollout.max_running > rollout.tokens_per_step)
-    return find(config, "rollout.max_running")
-        .error(fmt::format("is {}: must be at most the {} tokens of a step", rollout.max_running,
-                           rollout.tokens_per_step));
   if (run.name.empty() || run.name.find('/') != std::string::npos || run.name.starts_with('.'))
     return find(config, "name")
         .error(fmt::format("'{}' names a folder: it must not be empty, contain '/' or begin with '.'",
@@ -127,6 +139,9 @@ std::vector<Setting> settings(RunConfig& c) {
       {"rollout.pages", &c.rollout.pages, 1, 1e9, false},
       {"rollout.max_running", &c.rollout.max_running, 1, most_count, false},
       {"rollout.tokens_per_step", &c.rollout.tokens_per_step, 1, most_tokens, false},
+      {"rollout.preemption", &c.rollout.preemption, 0, 0, false},
+      {"rollout.kv_cache_dtype", &c.rollout.kv_cache_dtype},
+      {"rollout.kv_cache_scale", &c.rollout.kv_cache_scale, 1e-6, 1e6},
 
       {"optimizer.learning_rate", &c.optimizer.learning_rate, tiny, 10},
       {"optimizer.warmup_steps", &c.optimizer.warmup_steps, 0, most_count},
@@ -156,6 +171,33 @@ Result<RunConfig> RunConfig::read(const Config& config) {
   run.model.max_position_embeddings = run.task.longest_prompt() + run.task.longest_answer();
   CHORALE_RETURN_IF_ERROR(check_together(config, run));
   return run;
+}
+
+Result<RunConfig> RunConfig::read_rollout(const Config& config) {
+  RunConfig run;
+  for (const Setting& setting : settings(run))
+    if (setting.key.starts_with("rollout."))
+      CHORALE_RETURN_IF_ERROR(read_setting(setting, find(config, setting.key)));
+  CHORALE_RETURN_IF_ERROR(check_rollout(config, run.rollout));
+  return run;
+}
+
+GeneratorConfig RunConfig::generator() const {
+  return {
+      .page_size = rollout.page_size,
+      .pages = rollout.pages,
+      .key_scales = kv_scales(),
+      .value_scales = kv_scales(),
+      .scheduler = {.tokens_per_step = rollout.tokens_per_step,
+                    .max_running = rollout.max_running,
+                    .preemption = rollout.preemption == "swap" ? Preemption::swap : Preemption::recompute},
+      .threads = threads};
+}
+
+std::vector<float> RunConfig::kv_scales() const {
+  const std::size_t heads =
+      static_cast<std::size_t>(model.num_hidden_layers) * static_cast<std::size_t>(model.num_key_value_heads);
+  return std::vector<float>(has_8_bit_cache() ? heads : 0, rollout.kv_cache_scale);
 }
 
 std::map<std::string, std::string> identity(const RunConfig& config) {

@@ -14,6 +14,7 @@
 #include "rl/grpo.h"
 #include "rl/task.h"
 #include "roles/config.h"
+#include "rollout/generator.h"
 #include "trainer/adamw.h"
 
 namespace chorale {
@@ -45,8 +46,12 @@ struct RunConfig {
     float temperature = 1;
     int page_size = 16;
     std::int64_t pages = 1024;
-    int max_running = 256;       // sequences at a time
-    int tokens_per_step = 2048;  // prompt and answer tokens of one forward pass of the generator
+    int max_running = 256;                 // sequences at a time
+    int tokens_per_step = 2048;            // prompt and answer tokens of one forward pass of the generator
+    std::string preemption = "recompute";  // or "swap"
+    std::string kv_cache_dtype =
+        "auto";                // as the model computes; or "float8_e4m3", which every role then replays
+    float kv_cache_scale = 1;  // of 8-bit keys and values, in every layer and head
   } rollout;
 
   AdamWConfig optimizer;
@@ -58,8 +63,16 @@ struct RunConfig {
     int evaluation_prompts = 500;
   } trainer;
 
+  bool has_8_bit_cache() const { return rollout.kv_cache_dtype != "auto"; }
+  // As in KvCacheConfig: one for each layer and KV head, or none.
+  std::vector<float> kv_scales() const;
+  // What `rollout` says, for this model.
+  GeneratorConfig generator() const;
+
   // Reads every key below, and marks the keys of Roles as known. Errors name the file, the line and the key.
   static Result<RunConfig> read(const Config& config);
+  // The keys of `rollout` alone: for who has a model folder and no run.
+  static Result<RunConfig> read_rollout(const Config& config);
 };
 
 // One key of the file: where it is kept, what it may be, what it means. The list of them is the only place
