@@ -43,20 +43,20 @@ class CacheSettingsTest : public testing::Test {
   }
   void TearDown() override { fs::remove_all(root_); }
 
-  Result<std::unique_ptr<Run>> prepare(std::vector<std::string> overrides) {
-    return Run::prepare({.config_file = root_ + "/run.yaml",
+  Result<std::unique_ptr<chorale::Run>> prepare(std::vector<std::string> overrides) {
+    return chorale::Run::prepare({.config_file = root_ + "/run.yaml",
                          .overrides = std::move(overrides),
                          .output = root_ + "/out" + std::to_string(runs_++),
                          .command = "chorale train run.yaml"});
   }
-  std::unique_ptr<Run> finished(std::vector<std::string> overrides) {
+  std::unique_ptr<chorale::Run> finished(std::vector<std::string> overrides) {
     auto run = prepare(std::move(overrides)).value();
     EXPECT_EQ(run->train().value(), RunEnd::done);
     EXPECT_GT(run->history().comparison.tokens, 50);
     EXPECT_EQ(run->history().comparison.different, 0);
     return run;
   }
-  static bool same_weights(const Run& a, const Run& b) {
+  static bool same_weights(const chorale::Run& a, const chorale::Run& b) {
     const ParameterSet &x = a.trainer().parameters(), &y = b.trainer().parameters();
     for (std::size_t i = 0; i < x.size(); ++i)
       if (std::memcmp(x[i].value.view().data, y[i].value.view().data, x[i].value.bytes()) != 0) return false;
