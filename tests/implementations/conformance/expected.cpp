@@ -69,7 +69,7 @@ struct Sums {
     double n = 0;
     for (const double s : squares) n += s;
     const double share = value.size() < 16 ? 1 : 0.75;
-    const double weights_share = weights_rounded ? share + (value.size() < 16 ? 0.5 : 0.25) : share;
+    const double weights_share = weights_rounded ? share + 0.5 : share;
     return u_of(dtype) * (share * norm(value) + weights_share * std::sqrt(n)) + norm(absolute) + std::sqrt(common_squares) +
            least_of(dtype) * std::sqrt(static_cast<double>(value.size()));
   }
