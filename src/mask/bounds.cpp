@@ -51,7 +51,7 @@ Bounds divide_integers(const Bounds& x, const Bounds& y) {
 Bounds modulo_integers(const Bounds& x, const Bounds& y) {
   const bool one_divisor = y.least == y.most;
   // While the quotient stays, the remainder rises with x.
-  if (one_divisor && floor_divide(x.least, y.least) == floor_divide(x.most, y.least) && y.least != -1)
+  if (one_divisor && floor_divide(x.least, y.least) == floor_divide(x.most, y.least))
     return Bounds::integers(floor_modulo(x.least, y.least), floor_modulo(x.most, y.least));
   if (x.least >= 0 && x.most < y.least) return x;
   Bounds result = Bounds::integers(y.least < 0 ? y.least + 1 : 0, y.most > 0 ? y.most - 1 : 0);

@@ -73,8 +73,11 @@ std::string summarize(const PictureOptions& o, const Mosaic& m) {
 
 }  // namespace
 
-Result<MaskPicture> draw_mask(const Mask& mask, const PictureOptions& o) {
-  CHORALE_RETURN_IF_ERROR(check(o));
+Result<MaskPicture> draw_mask(const Mask& mask, const PictureOptions& options) {
+  CHORALE_RETURN_IF_ERROR(check(options));
+  PictureOptions o = options;  // a tile larger than everything is everything
+  o.tile_q = std::min(o.tile_q, o.q_len);
+  o.tile_k = std::min(o.tile_k, o.kv_len);
   const Box everything{{o.b, o.b}, {o.h, o.h}, {o.kv_len - o.q_len, o.kv_len - 1}, {0, o.kv_len - 1}};
   CHORALE_RETURN_IF_ERROR(check_table_accesses(mask.program(), everything));
   Cells terminal = terminal_cells(o), elements = svg_elements(o);
@@ -84,7 +87,7 @@ Result<MaskPicture> draw_mask(const Mask& mask, const PictureOptions& o) {
                      .visible = mosaic.visible,
                      .svg = draw_svg(mask.to_string(), o, mosaic, elements),
                      .terminal = draw_terminal(o, mosaic, terminal),
-                     .summary = summarize(o, mosaic)};
+                     .summary = summarize(options, mosaic)};
 }
 
 Result<MaskPicture> draw_mask(const Mask& mask, std::int64_t q_len, std::int64_t kv_len, std::int64_t tile) {
