@@ -16,6 +16,7 @@ int main(int argc, char** argv) {
   app::add_mask_command(app, action);
   app::add_resolve_command(app, action);
   app::add_train_command(app, action);
+  app::add_verify_command(app, action);
 
   try {
     app.parse(argc, argv);

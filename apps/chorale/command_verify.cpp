@@ -1,0 +1,122 @@
+// chorale verify FILE [key=value ...] [--model FOLDER]: whether trainer and rollout compute the same bits,
+// and if not, where they part.
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "chorale/roles.h"
+#include "commands.h"
+#include "model/hugging_face.h"
+#include "rl/run_config.h"
+#include "rl/verify.h"
+#include "roles/config.h"
+
+namespace chorale::app {
+namespace {
+
+struct VerifyArguments {
+  std::string file, model;
+  std::vector<std::string> overrides;
+  VerifyConfig config;
+  bool json = false;
+};
+
+// --model is what the file's model.path would say; quoted, because the value is read as YAML.
+std::vector<std::string> all_overrides(const VerifyArguments& arguments) {
+  std::vector<std::string> overrides = arguments.overrides;
+  if (arguments.model.empty()) return overrides;
+  std::string quoted = "'";
+  for (const char c : arguments.model) quoted += c == '\'' ? "''" : std::string(1, c);
+  overrides.push_back("model.path=" + quoted + "'");
+  return overrides;
+}
+
+// The file may describe a whole run; of that, verify reads the roles, the model and the rollout.
+Result<RunConfig> read_run(const Config& config) {
+  CHORALE_ASSIGN_OR_RETURN(RunConfig run, RunConfig::read_rollout(config));
+  (void)config["model"]["path"];
+  allow_keys_of_runs(config);
+  CHORALE_RETURN_IF_ERROR(config.reject_unknown());
+  return run;
+}
+
+// The file's own words about the model may change its attention (a mask) and its compute type, not its shape.
+Status check_problem(const Problem& problem, const ModelConfig& model, const std::string& folder) {
+  const Problem own = model.problem();
+  const auto differ = [&](std::string_view key, int said, int is) {
+    return Status::invalid_argument(fmt::format("model.{} {}: {} has {}", key, said, folder, is));
+  };
+  if (problem.query_heads != own.query_heads)
+    return differ("num_attention_heads", problem.query_heads, own.query_heads);
+  if (problem.kv_heads != own.kv_heads) return differ("num_key_value_heads", problem.kv_heads, own.kv_heads);
+  if (problem.head_dim != own.head_dim) return differ("head_dim", problem.head_dim, own.head_dim);
+  if (problem.value_dim() != own.head_dim) return differ("value_head_dim", problem.value_dim(), own.head_dim);
+  if (problem.sinks) return Status::unsupported("model.sinks true: a Qwen3 model has no attention sinks");
+  return Status::ok();
+}
+
+// As many pages as the sequences can use at once, unless the file says how many there are.
+std::int64_t pages(const Config& config, const RunConfig& run, const VerifyConfig& verify) {
+  if (config["rollout"]["pages"].exists()) return run.rollout.pages;
+  const std::int64_t sequence = longest_verify_prompt + verify.max_new_tokens;
+  return std::min(verify.requests, run.rollout.max_running) * (sequence / run.rollout.page_size + 2);
+}
+
+Result<int> run_verify(const VerifyArguments& arguments) {
+  CHORALE_ASSIGN_OR_RETURN(const Config config, Config::load(arguments.file, all_overrides(arguments)));
+  CHORALE_ASSIGN_OR_RETURN(const Roles roles, Roles::from(config));
+  CHORALE_ASSIGN_OR_RETURN(RunConfig run, read_run(config));
+  std::string folder;
+  CHORALE_RETURN_IF_ERROR(config["model"]["path"].read(folder));
+  if (folder.empty())
+    return Status::invalid_argument(
+        fmt::format("{}: has no model.path: say which model with --model FOLDER", arguments.file));
+  CHORALE_ASSIGN_OR_RETURN(Problem problem, roles.problem());
+  CHORALE_ASSIGN_OR_RETURN(const ModelFolder loaded, load_model_folder(folder));
+  CHORALE_RETURN_IF_ERROR(check_problem(problem, loaded.config, folder));
+  run.model = loaded.config;
+  run.model.compute_dtype = problem.dtype;
+  if (run.has_8_bit_cache()) problem.kv_dtype = DType::float8_e4m3;
+
+  CHORALE_ASSIGN_OR_RETURN(const ResolvedRoles resolved,
+                           roles.resolve_all(problem, Device::cpu(), run.model.num_hidden_layers));
+  for (const std::string& warning : resolved.warnings) fmt::print(stderr, "chorale: warning: {}\n", warning);
+  CHORALE_RETURN_IF_ERROR(resolved.check());
+  CHORALE_ASSIGN_OR_RETURN(const Model model, Model::create(run.model, loaded.parameters));
+
+  VerifyConfig verify_config = arguments.config;
+  verify_config.temperature = run.rollout.temperature;
+  verify_config.generator = run.generator();
+  verify_config.generator.pages = pages(config, run, verify_config);
+  CHORALE_ASSIGN_OR_RETURN(const VerifyReport report, verify(model, resolved, verify_config));
+  fmt::print("{}", arguments.json ? report.to_json() + "\n" : report.text());
+  return report.identical() ? exit_ok : exit_differs;
+}
+
+}  // namespace
+
+void add_verify_command(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<VerifyArguments>();
+  CLI::App* command = app.add_subcommand("verify", "Compare what trainer and rollout compute, bit for bit");
+  command->add_option("file", arguments->file, "The configuration, in YAML: roles, rollout and model.path")
+      ->required();
+  command->add_option("overrides", arguments->overrides, "key=value, in the place of what the file says");
+  command->add_option("--model", arguments->model, "Hugging Face model folder, in the place of model.path");
+  command->add_option("--requests", arguments->config.requests, "Sequences to generate")
+      ->check(CLI::Range(1, 100'000))
+      ->capture_default_str();
+  command->add_option("--max-new-tokens", arguments->config.max_new_tokens, "Of each sequence")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
+      ->capture_default_str();
+  command
+      ->add_option("--seed", arguments->config.seed,
+                   "Of the prompts, which are random tokens, and the sampling")
+      ->capture_default_str();
+  command->add_flag("--json", arguments->json, "Print JSON");
+  command->callback([arguments, &action] { action = [arguments] { return run_verify(*arguments); }; });
+}
+
+}  // namespace chorale::app
