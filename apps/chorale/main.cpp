@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   app::add_resolve_command(app, action);
   app::add_train_command(app, action);
   app::add_verify_command(app, action);
+  app::add_generate_command(app, action);
 
   try {
     app.parse(argc, argv);
