@@ -1,10 +1,11 @@
-// The limits of this machine, measured: what the product instructions and the memory give with nothing else to do.
+// The limits of this machine, measured: what the product instructions and the memory give with nothing else
+// to do.
 #pragma once
 
 namespace chorale::bench {
 
-// Operations a second of the instruction that products of bfloat16 (or float32) problems use here, on `threads` threads,
-// operands in registers.
+// Operations a second of the instruction that products of bfloat16 (or float32) problems use here, on
+// `threads` threads, operands in registers.
 double peak_flops(bool bfloat16, int threads);
 // Bytes a second of reading memory that no cache holds.
 double peak_bandwidth(int threads);

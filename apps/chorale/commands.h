@@ -9,11 +9,12 @@
 
 namespace chorale::app {
 
-// Exit statuses: 0 done; 1 the answer is no (a comparison that differs); 2 the request could not be served, with one
-// sentence on standard error.
+// Exit statuses: 0 done; 1 the answer is no (a comparison that differs); 2 the request could not be served,
+// with one sentence on standard error.
 inline constexpr int exit_ok = 0, exit_differs = 1, exit_error = 2;
 
-// What a subcommand runs once its arguments are parsed: the exit status, or a failure (printed, exit status 2).
+// What a subcommand runs once its arguments are parsed: the exit status, or a failure (printed, exit status
+// 2).
 using Action = std::function<Result<int>()>;
 
 // Each adds one subcommand to `app` and, when the user chose it, sets `action`.

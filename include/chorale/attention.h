@@ -12,8 +12,8 @@ namespace chorale {
 // Attention each get what they would get alone.
 class Attention {
  public:
-  // `implementation`: a name of implementation_names() or "auto". An explicit name that cannot serve is an error with
-  // the reason, never another implementation in its place. Phases: what it will be used for.
+  // `implementation`: a name of implementation_names() or "auto". An explicit name that cannot serve is an
+  // error with the reason, never another implementation in its place. Phases: what it will be used for.
   static Result<Attention> create(Problem problem, std::string_view implementation = "auto",
                                   Device device = Device::cpu(),
                                   std::initializer_list<Phase> phases = {Phase::forward});

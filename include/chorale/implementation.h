@@ -17,9 +17,9 @@ namespace chorale {
 // What runs. `threads` is how many the implementation may use; it changes no bit.
 struct Device {
   enum class Kind { cpu } kind = Kind::cpu;
-  int threads = 0;                 // 0: CHORALE_NUM_THREADS, else all cores
+  int threads = 0;  // 0: CHORALE_NUM_THREADS, else all cores
   static Device cpu(int threads = 0) { return {Kind::cpu, threads}; }
-  std::string describe() const;    // "cpu (AMD EPYC, AVX2 FMA, 2 threads)"
+  std::string describe() const;  // "cpu (AMD EPYC, AVX2 FMA, 2 threads)"
 };
 
 // What a role does with a layer. Trainers run forward and backward, a generator prefill and decode.
@@ -35,9 +35,10 @@ struct Fingerprint {
   };
   std::vector<Part> parts;
   bool operator==(const Fingerprint&) const = default;
-  std::string to_string() const;                              // "cpu/fp32-fma/T64/C1024/..."
+  std::string to_string() const;  // "cpu/fp32-fma/T64/C1024/..."
   // "" if equal, else what differs: "tile is 64 here and 128 there".
-  std::string difference(const Fingerprint& other, std::string_view here = "here", std::string_view there = "there") const;
+  std::string difference(const Fingerprint& other, std::string_view here = "here",
+                         std::string_view there = "there") const;
 };
 
 // One call's data. Shapes with T = total query rows, S = total key rows:
@@ -45,26 +46,29 @@ struct ForwardTensors {
   TensorView q{};      // [T, query_heads, head_dim]
   TensorView k{};      // packed: [S, kv_heads, head_dim]; paged: [pages, page_size, kv_heads, head_dim]
   TensorView v{};      // the same with value_head_dim
-  TensorView out{};    // [T, query_heads, value_head_dim], written; last dimension contiguous; may not alias the inputs
+  TensorView out{};    // [T, query_heads, value_head_dim], written; last dimension contiguous; may not alias
+                       // the inputs
   TensorView lse{};    // [T, query_heads] float32, written; leave empty if not wanted
   TensorView sinks{};  // [query_heads] float32; given exactly if Problem::sinks
-  TensorView k_scale{}, v_scale{};  // [kv_heads] float32, finite and above 0; given exactly if Problem::has_kv_scales()
+  TensorView k_scale{},
+      v_scale{};  // [kv_heads] float32, finite and above 0; given exactly if Problem::has_kv_scales()
 };
 struct BackwardTensors {
   TensorView q{}, k{}, v{}, out{}, lse{}, sinks{};  // as forward had and wrote them; lse is required
-  TensorView grad_out{};                  // [T, query_heads, value_head_dim]
-  TensorView grad_q{};                    // [T, query_heads, head_dim], written
-  TensorView grad_k{};                    // [S, kv_heads, head_dim], written: packed by sequence in either layout
-  TensorView grad_v{};                    // [S, kv_heads, value_head_dim], written
-  TensorView grad_sinks{};                // [query_heads] float32, written; given exactly if Problem::sinks
-  TensorView k_scale{}, v_scale{};                  // as forward had them
+  TensorView grad_out{};                            // [T, query_heads, value_head_dim]
+  TensorView grad_q{};                              // [T, query_heads, head_dim], written
+  TensorView grad_k{};              // [S, kv_heads, head_dim], written: packed by sequence in either layout
+  TensorView grad_v{};              // [S, kv_heads, value_head_dim], written
+  TensorView grad_sinks{};          // [query_heads] float32, written; given exactly if Problem::sinks
+  TensorView k_scale{}, v_scale{};  // as forward had them
 };
 
-// One step's work list, built once and used by every layer. Immutable; may be used by several threads at once.
+// One step's work list, built once and used by every layer. Immutable; may be used by several threads at
+// once.
 class Plan {
  public:
   virtual ~Plan() = default;
-  const Problem& problem() const { return problem_; }      // with this batch's tables bound
+  const Problem& problem() const { return problem_; }  // with this batch's tables bound
   const Batch& batch() const { return batch_; }
   std::string_view implementation() const { return implementation_; }
 
@@ -78,8 +82,8 @@ class Plan {
   Batch batch_;
 };
 
-// Stateless; all functions may be called from several threads at once. forward and backward return when the outputs
-// are written. On failure outputs are untouched.
+// Stateless; all functions may be called from several threads at once. forward and backward return when the
+// outputs are written. On failure outputs are untouched.
 class Implementation {
  public:
   virtual ~Implementation() = default;
@@ -88,21 +92,24 @@ class Implementation {
   virtual Status supports(const Problem& problem, const Device& device, Phase phase) const = 0;
   virtual Fingerprint fingerprint(const Problem& problem, const Device& device) const = 0;
   // Validates the batch against the problem (tables included) and cuts it into work.
-  virtual Result<std::shared_ptr<const Plan>> plan(const Problem& problem, const Batch& batch, const Device& device) const = 0;
-  // Fails if the tensors do not fit the plan's batch: wrong shape or type, a page number outside the pool, a plan of
-  // another implementation.
+  virtual Result<std::shared_ptr<const Plan>> plan(const Problem& problem, const Batch& batch,
+                                                   const Device& device) const = 0;
+  // Fails if the tensors do not fit the plan's batch: wrong shape or type, a page number outside the pool, a
+  // plan of another implementation.
   virtual Status forward(const Plan& plan, const ForwardTensors& tensors) const = 0;
   virtual Status backward(const Plan& plan, const BackwardTensors& tensors) const = 0;
 };
 
-// A name that a user may write, and what can serve it on any machine, best first. `reason` says why the list is empty.
+// A name that a user may write, and what can serve it on any machine, best first. `reason` says why the list
+// is empty.
 struct ImplementationName {
-  std::string_view name;                               // "flash_attention_3", ..., not "auto"
+  std::string_view name;  // "flash_attention_3", ..., not "auto"
   std::vector<const Implementation*> servants;
   std::string_view reason;
-  bool rollout_only = false;                           // "flashinfer": the paged plan-and-run path
+  bool rollout_only = false;  // "flashinfer": the paged plan-and-run path
 };
-std::span<const ImplementationName> implementation_names();   // in the order in which `auto` tries them, then the rest
+std::span<const ImplementationName>
+implementation_names();  // in the order in which `auto` tries them, then the rest
 const ImplementationName* find_implementation_name(std::string_view name);
 
 }  // namespace chorale

@@ -8,10 +8,11 @@
 //     k   position of the key in its sequence, from 0
 // and of constants and tables. They are immutable values, cheap to copy, and safe to share between threads.
 //
-// Arithmetic. Integers are 64-bit and saturate; `/` and `%` round toward minus infinity; dividing by zero gives 0.
-// Floats in a mask are float32, each operation rounded to nearest, so every implementation sees the same mask. A score
-// is float32 in the kernels and float64 in `eager`. Floats follow IEEE 754: x / 0.0 is an infinity or NaN. `and`, `or`,
-// `not` and comparisons give booleans. Every operand is evaluated: a condition does not guard a table's index.
+// Arithmetic. Integers are 64-bit and saturate; `/` and `%` round toward minus infinity; dividing by zero
+// gives 0. Floats in a mask are float32, each operation rounded to nearest, so every implementation sees the
+// same mask. A score is float32 in the kernels and float64 in `eager`. Floats follow IEEE 754: x / 0.0 is an
+// infinity or NaN. `and`, `or`, `not` and comparisons give booleans. Every operand is evaluated: a condition
+// does not guard a table's index.
 //
 // docs/masks.md has the grammar of the text form and the rules of interval evaluation.
 #pragma once
@@ -30,22 +31,25 @@ namespace chorale {
 
 class Program;  // src/mask/program.h
 
-// A constant array that programs index: one dimension t[i], or two t[i, j]. Values are int32 or float32. Immutable;
-// copies share the values. The name is how text and with_tables() refer to it: letters, digits and _, not a digit first. An index outside the table is an error of Attention::plan, found by interval evaluation
-// before anything runs; write t[max(k - 1, 0)] where a program needs a neighbour.
+// A constant array that programs index: one dimension t[i], or two t[i, j]. Values are int32 or float32.
+// Immutable; copies share the values. The name is how text and with_tables() refer to it: letters, digits and
+// _, not a digit first. An index outside the table is an error of Attention::plan, found by interval
+// evaluation before anything runs; write t[max(k - 1, 0)] where a program needs a neighbour.
 class Table {
  public:
   static Table integers(std::string name, std::vector<std::int32_t> values);
   static Table floats(std::string name, std::vector<float> values);
   // Row-major, values.size() = rows * columns.
-  static Result<Table> integers_2d(std::string name, std::int64_t rows, std::int64_t columns, std::vector<std::int32_t> values);
-  static Result<Table> floats_2d(std::string name, std::int64_t rows, std::int64_t columns, std::vector<float> values);
+  static Result<Table> integers_2d(std::string name, std::int64_t rows, std::int64_t columns,
+                                   std::vector<std::int32_t> values);
+  static Result<Table> floats_2d(std::string name, std::int64_t rows, std::int64_t columns,
+                                 std::vector<float> values);
 
   const std::string& name() const;
   bool is_float() const;
-  int rank() const;                      // 1 or 2
-  std::int64_t rows() const;             // size of the first dimension
-  std::int64_t columns() const;          // size of the second, 1 for rank 1
+  int rank() const;              // 1 or 2
+  std::int64_t rows() const;     // size of the first dimension
+  std::int64_t columns() const;  // size of the second, 1 for rank 1
   struct Data;
   const Data& data() const { return *data_; }
 
@@ -54,9 +58,9 @@ class Table {
   std::shared_ptr<const Data> data_;
 };
 
-// A value inside a program under construction: an integer, a float or a boolean. Mixing integers and floats converts
-// to float. A type error (adding booleans, say) makes the expression invalid; Mask::from or Score::from reports it.
-// Expressions share their parts and may be of any depth.
+// A value inside a program under construction: an integer, a float or a boolean. Mixing integers and floats
+// converts to float. A type error (adding booleans, say) makes the expression invalid; Mask::from or
+// Score::from reports it. Expressions share their parts and may be of any depth.
 class Expr {
  public:
   Expr(int constant);           // NOLINT: constants convert
@@ -111,15 +115,15 @@ class Mask {
   Mask();
   // From a boolean expression; fails on a type error, naming the operation.
   static Result<Mask> from(const Expr& condition);
-  // From text such as "causal and q - k < 4096" or "document[q] == document[k]". Names in brackets are looked up in
-  // `tables`. An error points at the column and repeats the text with a caret under it.
+  // From text such as "causal and q - k < 4096" or "document[q] == document[k]". Names in brackets are looked
+  // up in `tables`. An error points at the column and repeats the text with a caret under it.
   static Result<Mask> parse(std::string_view text, std::span<const Table> tables = {});
 
-  bool is_all() const;                 // everything visible, known without evaluating
-  std::string to_string() const;       // canonical text; parse(to_string()) gives an equal program
+  bool is_all() const;            // everything visible, known without evaluating
+  std::string to_string() const;  // canonical text; parse(to_string()) gives an equal program
   const Program& program() const { return *program_; }
-  // The same mask with its tables replaced by those of the same name, which must have the same rank and type; tables
-  // that are not named stay, names that the mask does not use are ignored.
+  // The same mask with its tables replaced by those of the same name, which must have the same rank and type;
+  // tables that are not named stay, names that the mask does not use are ignored.
   Result<Mask> with_tables(std::span<const Table> tables) const;
 
  private:
@@ -133,11 +137,12 @@ Mask operator!(const Mask& x);
 
 namespace mask {
 Mask all();
-Mask causal();                                          // k <= q
-Mask window(std::int64_t size);                         // q - k < size: with causal(), exactly `size` keys
-Mask window(std::int64_t left, std::int64_t right);     // q - k <= left and k - q <= right; below 0: no limit there
-Mask prefix_lm(std::int64_t prefix);                    // k < prefix or k <= q
-Mask document(const Table& ids);                        // ids[q] == ids[k], or ids[b, q] == ids[b, k] for a 2-d table
+Mask causal();                   // k <= q
+Mask window(std::int64_t size);  // q - k < size: with causal(), exactly `size` keys
+Mask window(std::int64_t left,
+            std::int64_t right);      // q - k <= left and k - q <= right; below 0: no limit there
+Mask prefix_lm(std::int64_t prefix);  // k < prefix or k <= q
+Mask document(const Table& ids);      // ids[q] == ids[k], or ids[b, q] == ids[b, k] for a 2-d table
 }  // namespace mask
 
 // How a score is changed before the softmax. Default: not at all.
@@ -146,7 +151,8 @@ class Score {
   Score();
   // From a numeric expression of expr::score().
   static Result<Score> from(const Expr& value);
-  static Result<Score> parse(std::string_view text, std::span<const Table> tables = {});  // "50 * tanh(score / 50)"
+  static Result<Score> parse(std::string_view text,
+                             std::span<const Table> tables = {});  // "50 * tanh(score / 50)"
 
   bool is_identity() const;
   std::string to_string() const;
@@ -165,9 +171,11 @@ class Score {
 
 namespace score {
 Score identity();
-Score softcap(double cap);               // cap * tanh(score / cap); 0: no cap. Throws BadResult for NaN
-Score alibi(const Table& slopes);        // score - slopes[h] * abs(q - k); throws BadResult unless slopes has rank 1
-Table alibi_slopes(int query_heads);     // Press et al. 2022: 2^(-8 (h + 1) / heads), with its rule for other counts
+Score softcap(double cap);  // cap * tanh(score / cap); 0: no cap. Throws BadResult for NaN
+Score alibi(
+    const Table& slopes);  // score - slopes[h] * abs(q - k); throws BadResult unless slopes has rank 1
+Table alibi_slopes(
+    int query_heads);  // Press et al. 2022: 2^(-8 (h + 1) / heads), with its rule for other counts
 }  // namespace score
 
 }  // namespace chorale

@@ -20,7 +20,7 @@ struct Placement {
   static Placement replicate() { return {}; }
   static Placement shard(int dimension) { return {Kind::shard, dimension}; }
   bool operator==(const Placement&) const = default;
-  std::string describe() const;   // "Replicate()", "Shard(1)"
+  std::string describe() const;  // "Replicate()", "Shard(1)"
 };
 
 // A group of processes that call the same functions in the same order. Not thread-safe.
@@ -45,17 +45,21 @@ struct DistributedTensor {
   Result<Tensor> full(Communicator& communicator) const;
 };
 // Cuts a tensor that every rank holds; fails if the dimension does not divide.
-Result<DistributedTensor> distribute(const Tensor& whole, Placement placement, const Communicator& communicator);
+Result<DistributedTensor> distribute(const Tensor& whole, Placement placement,
+                                     const Communicator& communicator);
 
-// Calls `function` with every input's local part and labels its outputs with `out_placements`. Inputs whose placement
-// is not the one asked for are an error, as is a different number of inputs or outputs: nothing is moved silently.
+// Calls `function` with every input's local part and labels its outputs with `out_placements`. Inputs whose
+// placement is not the one asked for are an error, as is a different number of inputs or outputs: nothing is
+// moved silently.
 using LocalFunction = std::function<Result<std::vector<Tensor>>(std::span<const Tensor>)>;
-Result<std::vector<DistributedTensor>> local_map(const LocalFunction& function, std::span<const DistributedTensor> inputs,
+Result<std::vector<DistributedTensor>> local_map(const LocalFunction& function,
+                                                 std::span<const DistributedTensor> inputs,
                                                  std::span<const Placement> in_placements,
-                                                 std::span<const Placement> out_placements, Communicator& communicator);
+                                                 std::span<const Placement> out_placements,
+                                                 Communicator& communicator);
 
-// The part of a problem that one rank computes: its heads, with first_query_head set so that programs see global heads.
-// Fails if kv_heads does not divide by the ranks, naming both.
+// The part of a problem that one rank computes: its heads, with first_query_head set so that programs see
+// global heads. Fails if kv_heads does not divide by the ranks, naming both.
 Result<Problem> shard_heads(const Problem& problem, const Communicator& communicator);
 
 }  // namespace chorale

@@ -1,8 +1,9 @@
 // Status and Result: how everything in Chorale fails.
 //
-// A failure is a value: a code for programs and one sentence for people, which names what was wrong, the value
-// and the limit ("head_dim 300: must be at most 256"). Nothing in the library exits, aborts or falls back to
-// something else without saying so. Both types are plain values, safe to copy and to move between threads.
+// A failure is a value: a code for programs and one sentence for people, which names what was wrong, the
+// value and the limit ("head_dim 300: must be at most 256"). Nothing in the library exits, aborts or falls
+// back to something else without saying so. Both types are plain values, safe to copy and to move between
+// threads.
 #pragma once
 
 #include <exception>
@@ -38,7 +39,9 @@ class [[nodiscard]] Status {
   static Status out_of_range(std::string message) { return {Code::out_of_range, std::move(message)}; }
   static Status unsupported(std::string message) { return {Code::unsupported, std::move(message)}; }
   static Status not_found(std::string message) { return {Code::not_found, std::move(message)}; }
-  static Status resource_exhausted(std::string message) { return {Code::resource_exhausted, std::move(message)}; }
+  static Status resource_exhausted(std::string message) {
+    return {Code::resource_exhausted, std::move(message)};
+  }
   static Status io_error(std::string message) { return {Code::io_error, std::move(message)}; }
   static Status corrupt_data(std::string message) { return {Code::corrupt_data, std::move(message)}; }
   static Status parity_violation(std::string message) { return {Code::parity_violation, std::move(message)}; }
@@ -75,7 +78,8 @@ template <class T>
 class [[nodiscard]] Result {
  public:
   Result(T value) : value_(std::move(value)) {}  // NOLINT: implicit, so that `return value;` reads well
-  Result(Status status) : status_(std::move(status)) {  // NOLINT: implicit, so that `return Status::...` does too
+  Result(Status status)
+      : status_(std::move(status)) {  // NOLINT: implicit, so that `return Status::...` does too
     if (status_.is_ok()) status_ = Status::internal("a Result was made from an ok Status without a value");
   }
 
@@ -106,10 +110,9 @@ class [[nodiscard]] Result {
 }  // namespace chorale
 
 // Leave the enclosing function with the failure, if there is one.
-#define CHORALE_RETURN_IF_ERROR(expression)                                              \
-  do {                                                                                   \
-    if (::chorale::Status chorale_status_ = (expression); !chorale_status_.is_ok())      \
-      return chorale_status_;                                                            \
+#define CHORALE_RETURN_IF_ERROR(expression)                                                                 \
+  do {                                                                                                      \
+    if (::chorale::Status chorale_status_ = (expression); !chorale_status_.is_ok()) return chorale_status_; \
   } while (false)
 
 // CHORALE_ASSIGN_OR_RETURN(auto plan, attention.plan(batch));

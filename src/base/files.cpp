@@ -24,7 +24,9 @@ Status system_error(std::string_view what, const std::string& path) {
 class Descriptor {
  public:
   explicit Descriptor(int value) : value_(value) {}
-  ~Descriptor() { if (value_ >= 0) ::close(value_); }
+  ~Descriptor() {
+    if (value_ >= 0) ::close(value_);
+  }
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
   int get() const { return value_; }
@@ -37,7 +39,8 @@ class Descriptor {
 Result<std::size_t> regular_size(int descriptor, const std::string& path) {
   struct stat info {};
   if (::fstat(descriptor, &info) != 0) return system_error("cannot inspect", path);
-  if (!S_ISREG(info.st_mode)) return Status::io_error(fmt::format("cannot read {}: not a regular file", path));
+  if (!S_ISREG(info.st_mode))
+    return Status::io_error(fmt::format("cannot read {}: not a regular file", path));
   return static_cast<std::size_t>(info.st_size);
 }
 
@@ -47,7 +50,8 @@ Result<std::string> read_file(const std::string& path, std::size_t limit) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.get() < 0) return system_error("cannot open", path);
   CHORALE_ASSIGN_OR_RETURN(const std::size_t size, regular_size(file.get(), path));
-  if (size > limit) return Status::invalid_argument(fmt::format("{} has {} bytes: at most {} are read", path, size, limit));
+  if (size > limit)
+    return Status::invalid_argument(fmt::format("{} has {} bytes: at most {} are read", path, size, limit));
   std::string content(size, '\0');
   std::size_t done = 0;
   while (done < size) {
@@ -106,7 +110,8 @@ Status AtomicFile::write(const void* data, std::size_t bytes) {
 Status AtomicFile::commit() {
   if (::fsync(descriptor_) != 0) return system_error("cannot write", path_);
   if (::close(std::exchange(descriptor_, -1)) != 0) return system_error("cannot write", path_);
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) return system_error("cannot rename into place", path_);
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0)
+    return system_error("cannot rename into place", path_);
   temporary_.clear();
   return Status::ok();
 }
@@ -120,9 +125,9 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   if (size == 0) return mapped;
   void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
   if (address == MAP_FAILED) return system_error("cannot map", path);
-  mapped.memory_ = std::shared_ptr<const std::byte>(static_cast<const std::byte*>(address), [size](const std::byte* memory) {
-    ::munmap(const_cast<std::byte*>(memory), size);
-  });
+  mapped.memory_ = std::shared_ptr<const std::byte>(
+      static_cast<const std::byte*>(address),
+      [size](const std::byte* memory) { ::munmap(const_cast<std::byte*>(memory), size); });
   return mapped;
 }
 

@@ -14,8 +14,8 @@ namespace chorale {
 // The whole file; fails with the path and the system's reason. Files over `limit` bytes are refused.
 Result<std::string> read_file(const std::string& path, std::size_t limit = std::size_t{1} << 30);
 
-// Writes beside the target, flushes to disk and renames, so that `path` holds either its old content or all of the
-// new. The folder must exist.
+// Writes beside the target, flushes to disk and renames, so that `path` holds either its old content or all
+// of the new. The folder must exist.
 Status write_file(const std::string& path, std::string_view content);
 // The same for content that is produced in pieces: fill(write) calls write(bytes) as often as it likes.
 class AtomicFile {
@@ -23,9 +23,9 @@ class AtomicFile {
   static Result<AtomicFile> create(const std::string& path);
   AtomicFile(AtomicFile&&) noexcept;
   AtomicFile& operator=(AtomicFile&&) = delete;
-  ~AtomicFile();                                   // removes the temporary unless committed
+  ~AtomicFile();  // removes the temporary unless committed
   Status write(const void* data, std::size_t bytes);
-  Status commit();                                 // fsync and rename
+  Status commit();  // fsync and rename
 
  private:
   AtomicFile() = default;

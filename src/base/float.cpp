@@ -21,10 +21,11 @@ float16 from_float<float16>(float x) {
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<std::uint16_t>(sign | 0x7e00u)};   // NaN
   if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // rounds to infinity
-  if (magnitude < 0x38800000u) {                                                       // below the smallest normal
+  if (magnitude < 0x38800000u) {  // below the smallest normal
     // Adding 0.5 lets the float unit round to a multiple of 2^-24, ties to even.
     const float rounded = std::bit_cast<float>(magnitude) + 0.5f;
-    return {static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(rounded) - std::bit_cast<std::uint32_t>(0.5f)))};
+    return {static_cast<std::uint16_t>(
+        sign | (std::bit_cast<std::uint32_t>(rounded) - std::bit_cast<std::uint32_t>(0.5f)))};
   }
   const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
   return {static_cast<std::uint16_t>(sign | ((rounded - (112u << 23)) >> 13))};
@@ -46,10 +47,11 @@ float8_e4m3 from_float<float8_e4m3>(float x) {
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<std::uint8_t>(sign | 0x7fu)};   // NaN
   if (magnitude >= 0x43e00000u) return {static_cast<std::uint8_t>(sign | 0x7eu)};  // 448 and more
-  if (magnitude < 0x3c800000u) {                                                   // below the smallest normal
+  if (magnitude < 0x3c800000u) {  // below the smallest normal
     // Adding 2^14 lets the float unit round to a multiple of 2^-9, ties to even.
     const float rounded = std::bit_cast<float>(magnitude) + 0x1p14f;
-    return {static_cast<std::uint8_t>(sign | (std::bit_cast<std::uint32_t>(rounded) - std::bit_cast<std::uint32_t>(0x1p14f)))};
+    return {static_cast<std::uint8_t>(
+        sign | (std::bit_cast<std::uint32_t>(rounded) - std::bit_cast<std::uint32_t>(0x1p14f)))};
   }
   const std::uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
   return {static_cast<std::uint8_t>(sign | ((rounded - (120u << 23)) >> 20))};

@@ -20,7 +20,8 @@ std::optional<std::string> variable(const char* name) {
 std::optional<int> parse_threads(std::string_view text) {
   int value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 1 || value > max_threads) return std::nullopt;
+  if (error != std::errc() || end != text.data() + text.size() || value < 1 || value > max_threads)
+    return std::nullopt;
   return value;
 }
 
@@ -40,8 +41,10 @@ std::string describe_settings_problems() {
   std::string problems;
   if (const auto text = variable("CHORALE_NUM_THREADS"); text && !parse_threads(*text))
     problems += fmt::format("CHORALE_NUM_THREADS is '{}': must be a number from 1 to {}", *text, max_threads);
-  if (const auto text = variable("CHORALE_SIMD"); text && *text != "avx2" && *text != "avx512" && *text != "avx512_bf16" && *text != "amx")
-    problems += fmt::format("{}CHORALE_SIMD is '{}': must be avx2, avx512, avx512_bf16 or amx", problems.empty() ? "" : "; ", *text);
+  if (const auto text = variable("CHORALE_SIMD");
+      text && *text != "avx2" && *text != "avx512" && *text != "avx512_bf16" && *text != "amx")
+    problems += fmt::format("{}CHORALE_SIMD is '{}': must be avx2, avx512, avx512_bf16 or amx",
+                            problems.empty() ? "" : "; ", *text);
   return problems;
 }
 

@@ -10,12 +10,13 @@ struct Settings {
   std::optional<std::string> attn_implementation;       // CHORALE_ATTN_IMPLEMENTATION
   std::optional<std::string> verl_attn_implementation;  // VERL_ATTN_IMPLEMENTATION, honoured for verl's users
   int threads = 0;                                      // CHORALE_NUM_THREADS; 0: all cores
-  std::optional<std::string> simd;                      // CHORALE_SIMD: "avx2", "avx512", "avx512_bf16" or "amx": use at most this
-  bool started_by_mpi_launcher = false;                 // PMIX_RANK or PMI_RANK: one process of an MPI job
+  std::optional<std::string>
+      simd;  // CHORALE_SIMD: "avx2", "avx512", "avx512_bf16" or "amx": use at most this
+  bool started_by_mpi_launcher = false;  // PMIX_RANK or PMI_RANK: one process of an MPI job
 };
 
-// Reads the environment now; nothing is cached, so a test may change it. Malformed numbers read as unset and are
-// reported by the command line at start-up (describe_problems).
+// Reads the environment now; nothing is cached, so a test may change it. Malformed numbers read as unset and
+// are reported by the command line at start-up (describe_problems).
 Settings read_settings();
 // "" or one sentence for each variable whose value cannot be used.
 std::string describe_settings_problems();

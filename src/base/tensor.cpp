@@ -12,10 +12,14 @@ namespace chorale {
 
 std::string_view name(DType dtype) {
   switch (dtype) {
-    case DType::float32: return "float32";
-    case DType::bfloat16: return "bfloat16";
-    case DType::float16: return "float16";
-    case DType::float8_e4m3: return "float8_e4m3";
+    case DType::float32:
+      return "float32";
+    case DType::bfloat16:
+      return "bfloat16";
+    case DType::float16:
+      return "float16";
+    case DType::float8_e4m3:
+      return "float8_e4m3";
   }
   return "unknown";
 }
@@ -25,7 +29,8 @@ Result<DType> parse_dtype(std::string_view text) {
   if (text == "bfloat16" || text == "bf16") return DType::bfloat16;
   if (text == "float16" || text == "fp16") return DType::float16;
   if (text == "float8_e4m3" || text == "fp8_e4m3") return DType::float8_e4m3;
-  return Status::invalid_argument(fmt::format("dtype '{}': must be float32, bfloat16, float16 or float8_e4m3", text));
+  return Status::invalid_argument(
+      fmt::format("dtype '{}': must be float32, bfloat16, float16 or float8_e4m3", text));
 }
 
 namespace {
@@ -69,7 +74,8 @@ bool TensorView::is_contiguous() const {
 
 TensorView TensorView::slice(int dimension, std::int64_t begin, std::int64_t end) const {
   TensorView part = *this;
-  part.data = static_cast<std::byte*>(data) + begin * stride[dimension] * static_cast<std::int64_t>(size_of(dtype));
+  part.data =
+      static_cast<std::byte*>(data) + begin * stride[dimension] * static_cast<std::int64_t>(size_of(dtype));
   part.shape[dimension] = end - begin;
   return part;
 }

@@ -10,8 +10,9 @@
 #include "base/settings.h"
 
 #if defined(__SANITIZE_THREAD__)
-// libgomp is not instrumented, so ThreadSanitizer cannot see that a parallel region starts after what came before it
-// and ends before what comes after. These two say so; the region itself is not instrumented, what it calls is.
+// libgomp is not instrumented, so ThreadSanitizer cannot see that a parallel region starts after what came
+// before it and ends before what comes after. These two say so; the region itself is not instrumented, what
+// it calls is.
 extern "C" {
 void __tsan_acquire(void* address);  // NOLINT(bugprone-reserved-identifier): the sanitizer's own names
 void __tsan_release(void* address);  // NOLINT(bugprone-reserved-identifier)

@@ -85,7 +85,8 @@ Status check_kv_scales(const Problem& problem, const TensorView& k_scale, const 
     if (!problem.has_kv_scales()) continue;
     CHORALE_RETURN_IF_ERROR(check_view({name, view, Access::read, DType::float32, {problem.kv_heads}}));
     for (int head = 0; head < problem.kv_heads; ++head)
-      CHORALE_RETURN_IF_ERROR(check_kv_scale(name, head, load_element(view->data, view->dtype, head * view->stride[0])));
+      CHORALE_RETURN_IF_ERROR(
+          check_kv_scale(name, head, load_element(view->data, view->dtype, head * view->stride[0])));
   }
   return Status::ok();
 }

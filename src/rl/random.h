@@ -7,7 +7,13 @@
 namespace chorale {
 
 // What a draw is for; streams are independent.
-enum class Stream : std::uint64_t { held_out, warmup_prompts, rollout_prompts, rollout_sampling, verification };
+enum class Stream : std::uint64_t {
+  held_out,
+  warmup_prompts,
+  rollout_prompts,
+  rollout_sampling,
+  verification
+};
 
 // 64 mixed bits (SplitMix64's finaliser, Steele et al. 2014, applied to each argument in turn).
 constexpr std::uint64_t random_bits(std::uint64_t seed, Stream stream, std::uint64_t step,

@@ -104,13 +104,16 @@ AdamWConfig Run::warmup_optimizer() const {
 
 Status Run::build() {
   const int layers = config_.model.num_hidden_layers;
-  CHORALE_ASSIGN_OR_RETURN(PackedAttention actor, build_packed_attention(resolved_, Role::actor, layers, config_.kv_scales()));
-  CHORALE_ASSIGN_OR_RETURN(reference_attention_, build_packed_attention(resolved_, Role::ref, layers, config_.kv_scales()));
+  CHORALE_ASSIGN_OR_RETURN(PackedAttention actor,
+                           build_packed_attention(resolved_, Role::actor, layers, config_.kv_scales()));
+  CHORALE_ASSIGN_OR_RETURN(reference_attention_,
+                           build_packed_attention(resolved_, Role::ref, layers, config_.kv_scales()));
   CHORALE_ASSIGN_OR_RETURN(LayerAttentions rollout, LayerAttentions::build(resolved_, layers));
   CHORALE_ASSIGN_OR_RETURN(
       trainer_, Trainer::create(config_.model, random_parameters(config_.model, config_.seed),
                                 std::move(actor), scoring(config_.rollout.temperature), warmup_optimizer()));
-  CHORALE_ASSIGN_OR_RETURN(generator_, Generator::create(trainer_->model(), std::move(rollout), config_.generator()));
+  CHORALE_ASSIGN_OR_RETURN(generator_,
+                           Generator::create(trainer_->model(), std::move(rollout), config_.generator()));
   return {};
 }
 

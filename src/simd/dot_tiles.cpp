@@ -1,5 +1,5 @@
-// Raw intrinsics, one small function each, with the instruction set named on the function: the rest of the program is
-// compiled for any x86-64.
+// Raw intrinsics, one small function each, with the instruction set named on the function: the rest of the
+// program is compiled for any x86-64.
 #include "simd/dot_tiles.h"
 
 // GCC 12's own header leaves a vector uninitialised on purpose and warns of it when inlined.
@@ -62,7 +62,8 @@ struct Product {
   bool accumulate;
 };
 
-// AMX: 32 x 32 outputs in four accumulators, two tiles of each operand; then what is left over, one tile at a time.
+// AMX: 32 x 32 outputs in four accumulators, two tiles of each operand; then what is left over, one tile at a
+// time.
 template <int Tall, int Wide>
 CHORALE_AMX inline void amx_block(const Product& p, std::int64_t row, std::int64_t column) {
   const std::int64_t out_bytes = p.out_row * 4, left_bytes = p.left_row * 2, right_bytes = p.right_row * 2;
@@ -155,8 +156,10 @@ CHORALE_AVX512_BF16 inline void transpose_16x16(__m512i (&r)[16]) {
       r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
     }
   for (int j = 0; j < 4; ++j) {
-    const __m512i low_01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), high_01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-    const __m512i low_23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), high_23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+    const __m512i low_01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88),
+                  high_01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+    const __m512i low_23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88),
+                  high_23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
     t[j] = _mm512_shuffle_i32x4(low_01, low_23, 0x88);
     t[8 + j] = _mm512_shuffle_i32x4(low_01, low_23, 0xdd);
     t[4 + j] = _mm512_shuffle_i32x4(high_01, high_23, 0x88);
@@ -165,8 +168,8 @@ CHORALE_AVX512_BF16 inline void transpose_16x16(__m512i (&r)[16]) {
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
-CHORALE_AVX512_BF16 void pack_transposed(const bfloat16* const* in, std::int64_t rows, std::int64_t columns, bfloat16* right,
-                                         std::int64_t right_row) {
+CHORALE_AVX512_BF16 void pack_transposed(const bfloat16* const* in, std::int64_t rows, std::int64_t columns,
+                                         bfloat16* right, std::int64_t right_row) {
   for (std::int64_t i = 0; i < rows; i += 16)
     for (std::int64_t j = 0; j < columns; j += 32) {
       const std::int64_t width = columns - j < 32 ? columns - j : 32;
@@ -175,12 +178,13 @@ CHORALE_AVX512_BF16 void pack_transposed(const bfloat16* const* in, std::int64_t
       for (std::int64_t r = 0; r < 16; ++r)
         block[r] = i + r < rows ? _mm512_maskz_loadu_epi16(inside, in[i + r] + j) : _mm512_setzero_si512();
       transpose_16x16(block);
-      for (std::int64_t pair = 0; pair < 16; ++pair) _mm512_storeu_si512(right + (j / 2 + pair) * right_row + i * 2, block[pair]);
+      for (std::int64_t pair = 0; pair < 16; ++pair)
+        _mm512_storeu_si512(right + (j / 2 + pair) * right_row + i * 2, block[pair]);
     }
 }
 
-CHORALE_AVX512_BF16 void pack_rows(const bfloat16* const* in, std::int64_t rows, std::int64_t columns, bfloat16* right,
-                                   std::int64_t right_row) {
+CHORALE_AVX512_BF16 void pack_rows(const bfloat16* const* in, std::int64_t rows, std::int64_t columns,
+                                   bfloat16* right, std::int64_t right_row) {
   alignas(64) std::uint16_t first[32], second[32];
   for (int i = 0; i < 32; ++i) {
     first[i] = static_cast<std::uint16_t>(i / 2 + i % 2 * 32);
@@ -193,7 +197,8 @@ CHORALE_AVX512_BF16 void pack_rows(const bfloat16* const* in, std::int64_t rows,
       const std::int64_t width = columns - j < 32 ? columns - j : 32;
       const __mmask32 inside = width == 32 ? 0xffffffffu : (1u << width) - 1;
       const __m512i a = i < rows ? _mm512_maskz_loadu_epi16(inside, in[i] + j) : _mm512_setzero_si512();
-      const __m512i b = i + 1 < rows ? _mm512_maskz_loadu_epi16(inside, in[i + 1] + j) : _mm512_setzero_si512();
+      const __m512i b =
+          i + 1 < rows ? _mm512_maskz_loadu_epi16(inside, in[i + 1] + j) : _mm512_setzero_si512();
       bfloat16* to = right + i / 2 * right_row + j * 2;
       _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, low, b));
       if (width > 16) _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(a, high, b));
@@ -214,17 +219,22 @@ DotScope::~DotScope() {
   if (level_ == DotLevel::amx) release_tiles();
 }
 
-void dot_product(DotLevel level, const DotShape& shape, const bfloat16* left, std::int64_t left_row, const bfloat16* right,
-                 std::int64_t right_row, float* out, std::int64_t out_row, bool accumulate) {
+void dot_product(DotLevel level, const DotShape& shape, const bfloat16* left, std::int64_t left_row,
+                 const bfloat16* right, std::int64_t right_row, float* out, std::int64_t out_row,
+                 bool accumulate) {
   const Product product{shape, left, left_row, right, right_row, out, out_row, accumulate};
-  if (level == DotLevel::amx) amx_product(product);
-  else avx512_product(product);
+  if (level == DotLevel::amx)
+    amx_product(product);
+  else
+    avx512_product(product);
 }
 
-void pack_pairs(const bfloat16* const* in, std::int64_t rows, std::int64_t columns, bfloat16* right, std::int64_t right_row) {
+void pack_pairs(const bfloat16* const* in, std::int64_t rows, std::int64_t columns, bfloat16* right,
+                std::int64_t right_row) {
   pack_rows(in, rows, columns, right, right_row);
 }
-void pack_pairs_transposed(const bfloat16* const* in, std::int64_t rows, std::int64_t columns, bfloat16* right, std::int64_t right_row) {
+void pack_pairs_transposed(const bfloat16* const* in, std::int64_t rows, std::int64_t columns,
+                           bfloat16* right, std::int64_t right_row) {
   pack_transposed(in, rows, columns, right, right_row);
 }
 

@@ -1,8 +1,9 @@
-// Elementary functions on vectors of float32, compiled once for each instruction set. Only fused multiply-adds, exact
-// bit operations and correctly rounded operations appear, so every instruction set gives the same bits.
+// Elementary functions on vectors of float32, compiled once for each instruction set. Only fused
+// multiply-adds, exact bit operations and correctly rounded operations appear, so every instruction set gives
+// the same bits.
 //
-// Coefficients are minimax fits of our own (Remez exchange in 30 digits, weighted for relative error, then rounded to
-// float32); the largest errors found over many arguments are asserted in tests/simd/math_test.cpp.
+// Coefficients are minimax fits of our own (Remez exchange in 30 digits, weighted for relative error, then
+// rounded to float32); the largest errors found over many arguments are asserted in tests/simd/math_test.cpp.
 
 #if defined(CHORALE_SIMD_MATH_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef CHORALE_SIMD_MATH_INL_H
@@ -26,7 +27,8 @@ HWY_INLINE V polynomial(D d, V x, const float (&coefficients)[N]) {
   return sum;
 }
 
-// x * 2^n for integers n in [-300, 300], in two exact steps of half the exponent, so that subnormal results round once.
+// x * 2^n for integers n in [-300, 300], in two exact steps of half the exponent, so that subnormal results
+// round once.
 template <class D, class V, class VI>
 HWY_INLINE V scale_by_power_of_two(D d, V x, VI n) {
   const hn::RebindToSigned<D> di;
@@ -37,13 +39,14 @@ HWY_INLINE V scale_by_power_of_two(D d, V x, VI n) {
 }
 
 // 2^f = 1 + f P(f) for f in [-1/2, 1/2].
-inline constexpr float exp2_coefficients[] = {0x1.62e43p-1f, 0x1.ebfbdcp-3f, 0x1.c6aee8p-5f,
+inline constexpr float exp2_coefficients[] = {0x1.62e43p-1f,  0x1.ebfbdcp-3f,  0x1.c6aee8p-5f,
                                               0x1.3b2d4cp-7f, 0x1.5f3e52p-10f, 0x1.41fbbcp-13f};
 
 // 2^x. 2^n is exact, 2^f for f in [-1/2, 1/2] a polynomial 1 + f P(f). -inf gives 0, NaN gives NaN.
 template <class D, class V>
 HWY_INLINE V exp2_vector(D d, V x) {
-  // Beyond these bounds the result is 0 or infinity whatever is added. Min and Max would lose NaN on some machines.
+  // Beyond these bounds the result is 0 or infinity whatever is added. Min and Max would lose NaN on some
+  // machines.
   const V bounded = hn::IfThenElse(hn::Gt(x, hn::Set(d, 129.0f)), hn::Set(d, 129.0f),
                                    hn::IfThenElse(hn::Lt(x, hn::Set(d, -151.0f)), hn::Set(d, -151.0f), x));
   const V whole = hn::Round(bounded);
@@ -57,7 +60,8 @@ HWY_INLINE V exp2_vector(D d, V x) {
 template <class D, class V>
 HWY_INLINE V exp2_of_difference(D d, V x) {
   const hn::RebindToSigned<D> di;
-  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits; 127 more is the exponent's bias.
+  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits; 127 more is the exponent's
+  // bias.
   const V magic = hn::Set(d, 0x1.8p23f + 127.0f);
   const V shifted = hn::Add(x, magic);
   const V power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
@@ -69,11 +73,13 @@ HWY_INLINE V exp2_of_difference(D d, V x) {
 // e^x = 2^n e^r with r = x - n ln 2 in two parts (Cody and Waite 1980), e^r = 1 + r + r^2 P(r).
 template <class D, class V>
 HWY_INLINE V exp_vector(D d, V x) {
-  static constexpr float coefficients[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239d4p-7f, 0x1.6a244cp-10f};
+  static constexpr float coefficients[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239d4p-7f,
+                                           0x1.6a244cp-10f};
   const V bounded = hn::IfThenElse(hn::Gt(x, hn::Set(d, 90.0f)), hn::Set(d, 90.0f),
                                    hn::IfThenElse(hn::Lt(x, hn::Set(d, -105.0f)), hn::Set(d, -105.0f), x));
   const V whole = hn::Round(hn::Mul(bounded, hn::Set(d, 0x1.715476p+0f)));
-  V r = hn::NegMulAdd(whole, hn::Set(d, 0x1.62e4p-1f), bounded);   // the first part has 15 bits: the product is exact
+  V r = hn::NegMulAdd(whole, hn::Set(d, 0x1.62e4p-1f),
+                      bounded);  // the first part has 15 bits: the product is exact
   r = hn::NegMulAdd(whole, hn::Set(d, 0x1.7f7d1cp-20f), r);
   const V squared = hn::Mul(r, r);
   const V fraction = hn::Add(hn::Set(d, 1.0f), hn::MulAdd(polynomial(d, r, coefficients), squared, r));
@@ -84,7 +90,8 @@ HWY_INLINE V exp_vector(D d, V x) {
 // x + x^3 P(x^2) near 0, else 1 - 2 / (e^(2|x|) + 1) with the sign of x.
 template <class D, class V>
 HWY_INLINE V tanh_vector(D d, V x) {
-  static constexpr float coefficients[] = {-0x1.555534p-2f, 0x1.110768p-3f, -0x1.b84448p-5f, 0x1.5256d8p-6f, -0x1.76ac1ap-8f};
+  static constexpr float coefficients[] = {-0x1.555534p-2f, 0x1.110768p-3f, -0x1.b84448p-5f, 0x1.5256d8p-6f,
+                                           -0x1.76ac1ap-8f};
   const V magnitude = hn::Abs(x);
   const V squared = hn::Mul(x, x);
   const V small = hn::MulAdd(hn::Mul(polynomial(d, squared, coefficients), squared), x, x);
@@ -97,8 +104,9 @@ HWY_INLINE V tanh_vector(D d, V x) {
 // x = m 2^e with m in [sqrt(1/2), sqrt(2)); ln m = r - r^2/2 + r^3 P(r), r = m - 1.
 template <class D, class V>
 HWY_INLINE V log_vector(D d, V x) {
-  static constexpr float coefficients[] = {0x1.555548p-2f, -0x1.000006p-2f, 0x1.99a4b6p-3f, -0x1.555c4ep-3f, 0x1.233768p-3f,
-                                           -0x1.fc220ap-4f, 0x1.e6f06ap-4f, -0x1.de3c04p-4f, 0x1.145796p-4f};
+  static constexpr float coefficients[] = {0x1.555548p-2f,  -0x1.000006p-2f, 0x1.99a4b6p-3f,
+                                           -0x1.555c4ep-3f, 0x1.233768p-3f,  -0x1.fc220ap-4f,
+                                           0x1.e6f06ap-4f,  -0x1.de3c04p-4f, 0x1.145796p-4f};
   const hn::RebindToSigned<D> di;
   const auto subnormal = hn::Lt(x, hn::Set(d, 0x1p-126f));
   const V normal = hn::IfThenElse(subnormal, hn::Mul(x, hn::Set(d, 0x1p23f)), x);

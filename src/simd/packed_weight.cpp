@@ -8,8 +8,8 @@ namespace chorale::simd {
 namespace {
 
 // panel[inner][16] for each group of 16 columns, from an element at (column, inner) with the given strides.
-void fill_panels(const TensorView& weight, std::int64_t columns, std::int64_t inner, std::int64_t column_stride,
-                 std::int64_t inner_stride, float* panels) {
+void fill_panels(const TensorView& weight, std::int64_t columns, std::int64_t inner,
+                 std::int64_t column_stride, std::int64_t inner_stride, float* panels) {
   for (std::int64_t column = 0; column < columns; ++column) {
     float* panel = panels + column / lanes * inner * lanes + column % lanes;
     for (std::int64_t i = 0; i < inner; ++i)
@@ -24,7 +24,8 @@ PackedWeight PackedWeight::pack(const TensorView& weight) {
   packed.columns_ = weight.shape[0];
   packed.inner_ = weight.shape[1];
   packed.data_.assign(static_cast<std::size_t>(packed.panels() * packed.inner_ * lanes), 0.0f);
-  fill_panels(weight, packed.columns_, packed.inner_, weight.stride[0], weight.stride[1], packed.data_.data());
+  fill_panels(weight, packed.columns_, packed.inner_, weight.stride[0], weight.stride[1],
+              packed.data_.data());
   return packed;
 }
 

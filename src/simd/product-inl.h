@@ -1,5 +1,5 @@
-// The one matrix product: rows x columns outer products over `inner`, each element a chain of fused multiply-adds in
-// ascending order. Compiled once for each instruction set.
+// The one matrix product: rows x columns outer products over `inner`, each element a chain of fused
+// multiply-adds in ascending order. Compiled once for each instruction set.
 //
 //   main loop        blocks of as many rows and columns as accumulators fit in registers
 //   row remainder    fewer rows, more columns, so that the number of independent chains stays high
@@ -38,7 +38,8 @@ HWY_INLINE void product_block(const ProductArguments& p, std::int64_t row, std::
 
   V sums[Rows][Vectors];
   for (int i = 0; i < Rows; ++i)
-    for (int v = 0; v < Vectors; ++v) sums[i][v] = p.accumulate ? hn::LoadU(d, out + i * p.out_row + v * N) : hn::Zero(d);
+    for (int v = 0; v < Vectors; ++v)
+      sums[i][v] = p.accumulate ? hn::LoadU(d, out + i * p.out_row + v * N) : hn::Zero(d);
   for (std::int64_t k = 0; k < p.shape.inner; ++k) {
     V columns[Vectors];
     for (int v = 0; v < Vectors; ++v) columns[v] = hn::LoadU(d, b + b_offset(v));
@@ -70,12 +71,18 @@ HWY_NOINLINE void product(const ProductArguments& p) {
   for (; row + Tall <= p.shape.rows; row += Tall) product_rows<Tall, 1>(p, row);
   for (; row + 6 <= p.shape.rows; row += 6) product_rows<6, 1>(p, row);
   switch (p.shape.rows - row) {
-    case 5: return product_rows<5, 1>(p, row);
-    case 4: return product_rows<4, 1>(p, row);
-    case 3: return product_rows<3, 2>(p, row);
-    case 2: return product_rows<2, 3>(p, row);
-    case 1: return product_rows<1, 4>(p, row);
-    default: return;
+    case 5:
+      return product_rows<5, 1>(p, row);
+    case 4:
+      return product_rows<4, 1>(p, row);
+    case 3:
+      return product_rows<3, 2>(p, row);
+    case 2:
+      return product_rows<2, 3>(p, row);
+    case 1:
+      return product_rows<1, 4>(p, row);
+    default:
+      return;
   }
 }
 
@@ -94,7 +101,8 @@ HWY_NOINLINE void product_visible(const ProductArguments& p, const std::uint8_t*
         const std::int64_t pair = row * p.a.row + k * p.a.inner;
         if (!visible[pair]) continue;
         const float* b = p.b + group * p.b_group + k * p.b_row;
-        for (int v = 0; v < Vectors; ++v) sums[v] = hn::MulAdd(hn::Set(d, p.a.data[pair]), hn::LoadU(d, b + v * N), sums[v]);
+        for (int v = 0; v < Vectors; ++v)
+          sums[v] = hn::MulAdd(hn::Set(d, p.a.data[pair]), hn::LoadU(d, b + v * N), sums[v]);
       }
       for (int v = 0; v < Vectors; ++v) hn::StoreU(sums[v], d, out + v * N);
     }

@@ -9,8 +9,9 @@ struct ProductArguments {
   ProductShape shape;
   Operand a;
   const float* b;
-  std::int64_t b_row;    // from one value of the inner index to the next
-  std::int64_t b_group;  // from one group of 16 columns to the next: 16 for plain rows, a panel's size for packed ones
+  std::int64_t b_row;  // from one value of the inner index to the next
+  std::int64_t
+      b_group;  // from one group of 16 columns to the next: 16 for plain rows, a panel's size for packed ones
   float* out;
   std::int64_t out_row;
   bool accumulate;

@@ -1,5 +1,5 @@
-// The functions of simd.h, compiled for each instruction set by Highway's foreach_target and called through one table
-// that is chosen at first use.
+// The functions of simd.h, compiled for each instruction set by Highway's foreach_target and called through
+// one table that is chosen at first use.
 
 #include "simd/simd.h"
 
@@ -14,8 +14,8 @@
 #include "base/threads.h"
 #include "simd/product.h"
 
-// The instruction sets worth having: the order of arithmetic needs fused multiply-add (AVX2 and later). Highway adds
-// its baseline, which is never called.
+// The instruction sets worth having: the order of arithmetic needs fused multiply-add (AVX2 and later).
+// Highway adds its baseline, which is never called.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "simd/simd.cpp"
@@ -62,7 +62,8 @@ using D = hn::CappedTag<float, 16>;
 using V = hn::Vec<D>;
 constexpr std::int64_t N = hn::MaxLanes(D());
 
-// y[i] = f(x[i]): main loop, then the remainder through a padded copy, so that both run the same instructions.
+// y[i] = f(x[i]): main loop, then the remainder through a padded copy, so that both run the same
+// instructions.
 template <class F>
 HWY_INLINE void map(const float* x, float* y, std::int64_t count, F f) {
   const D d;
@@ -102,7 +103,8 @@ void scale_add_array(const float* x, float factor, float* y, std::int64_t count)
   const D d;
   const V f = hn::Set(d, factor);
   std::int64_t i = 0;
-  for (; i + N <= count; i += N) hn::StoreU(hn::MulAdd(hn::LoadU(d, x + i), f, hn::LoadU(d, y + i)), d, y + i);
+  for (; i + N <= count; i += N)
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, x + i), f, hn::LoadU(d, y + i)), d, y + i);
   for (; i < count; ++i) y[i] = std::fma(x[i], factor, y[i]);
 }
 
@@ -161,7 +163,8 @@ HWY_INLINE V load_scores(const float* x, std::int64_t i, std::int64_t count) {
   const D d;
   if (i + N <= count) return hn::LoadU(d, x + i);
   alignas(64) float rest[16];
-  for (std::int64_t j = 0; j < N; ++j) rest[j] = i + j < count ? x[i + j] : -std::numeric_limits<float>::infinity();
+  for (std::int64_t j = 0; j < N; ++j)
+    rest[j] = i + j < count ? x[i + j] : -std::numeric_limits<float>::infinity();
   return hn::Load(d, rest);
 }
 
@@ -189,7 +192,8 @@ HWY_INLINE float fold_lanes(V (&partial)[16 / N]) {
 }
 
 template <class StoreProbabilities>
-HWY_INLINE RowSoftmax softmax_row_with(const float* x, std::int64_t count, float before, float factor, StoreProbabilities store) {
+HWY_INLINE RowSoftmax softmax_row_with(const float* x, std::int64_t count, float before, float factor,
+                                       StoreProbabilities store) {
   const D d;
   V largest = hn::Set(d, before);
   for (std::int64_t i = 0; i < count; i += N) largest = hn::Max(largest, load_scores(x, i, count));
@@ -213,7 +217,9 @@ struct Bfloat16Codec {
   using Bits = std::uint16_t;
   using DB = hn::Rebind<Bits, D>;
   using DU = hn::RebindToUnsigned<D>;
-  static HWY_INLINE V widen(hn::Vec<DB> x) { return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), x))); }
+  static HWY_INLINE V widen(hn::Vec<DB> x) {
+    return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), x)));
+  }
   static HWY_INLINE hn::Vec<DB> narrow(V x) {
     const DU du;
     const auto bits = hn::BitCast(du, x);
@@ -244,9 +250,11 @@ struct Float8E4m3Codec {
     const auto magnitude = hn::And(code, hn::Set(du, 0x7f));
     const auto sign = hn::ShiftLeft<24>(hn::And(code, hn::Set(du, 0x80)));
     const auto normal = hn::ShiftLeft<20>(hn::Add(magnitude, hn::Set(du, 120u << 3)));
-    const auto subnormal = hn::BitCast(du, hn::Mul(hn::ConvertTo(D(), hn::BitCast(di, magnitude)), hn::Set(D(), 0x1p-9f)));
+    const auto subnormal =
+        hn::BitCast(du, hn::Mul(hn::ConvertTo(D(), hn::BitCast(di, magnitude)), hn::Set(D(), 0x1p-9f)));
     const auto finite = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 8)), subnormal, normal);
-    return hn::BitCast(D(), hn::Or(sign, hn::IfThenElse(hn::Eq(magnitude, hn::Set(du, 0x7f)), hn::Set(du, 0x7fc00000), finite)));
+    return hn::BitCast(D(), hn::Or(sign, hn::IfThenElse(hn::Eq(magnitude, hn::Set(du, 0x7f)),
+                                                        hn::Set(du, 0x7fc00000), finite)));
   }
   static HWY_INLINE hn::Vec<DB> narrow(V x) {
     const DU du;
@@ -257,7 +265,8 @@ struct Float8E4m3Codec {
     const auto rounded = hn::Add(hn::Add(magnitude, hn::Set(du, 0x7ffff)), odd);
     const auto normal = hn::ShiftRight<20>(hn::Sub(rounded, hn::Set(du, 120u << 23)));
     const V shift = hn::Set(D(), 0x1p14f);
-    const auto subnormal = hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(D(), magnitude), shift)), hn::BitCast(du, shift));
+    const auto subnormal =
+        hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(D(), magnitude), shift)), hn::BitCast(du, shift));
     auto code = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 0x3c800000)), subnormal, normal);
     code = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 0x43e00000)), code, hn::Set(du, 0x7e));
     code = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x7f800000)), hn::Set(du, 0x7f), code);
@@ -296,7 +305,8 @@ HWY_INLINE void store_part(V v, float* to, std::int64_t count) {
   std::memcpy(to, all, static_cast<std::size_t>(count) * sizeof(float));
 }
 
-void softmax_row_backward_array(float* x, float* gradient, std::int64_t count, float factor, float offset, float delta) {
+void softmax_row_backward_array(float* x, float* gradient, std::int64_t count, float factor, float offset,
+                                float delta) {
   const D d;
   const V f = hn::Set(d, factor), o = hn::Set(d, offset), shift = hn::Set(d, delta);
   const auto step = [&](V score, V& g) {
@@ -322,7 +332,8 @@ RowSoftmax softmax_row_float(float* x, std::int64_t count, float before, float f
     if (i < count) store_part(p, x + i, count - i);
   });
 }
-RowSoftmax softmax_row_bfloat16(const float* x, std::int64_t count, float before, float factor, bfloat16* out) {
+RowSoftmax softmax_row_bfloat16(const float* x, std::int64_t count, float before, float factor,
+                                bfloat16* out) {
   auto* to = reinterpret_cast<std::uint16_t*>(out);
   const RowSoftmax row = softmax_row_with(x, count, before, factor, [=](V p, std::int64_t i) {
     hn::StoreU(Bfloat16Codec::narrow(p), Bfloat16Codec::DB(), to + i);
@@ -333,24 +344,34 @@ RowSoftmax softmax_row_bfloat16(const float* x, std::int64_t count, float before
 
 void to_float_array(const void* from, DType dtype, float* to, std::int64_t count) {
   switch (dtype) {
-    case DType::float32: std::memcpy(to, from, static_cast<std::size_t>(count) * 4); return;
-    case DType::bfloat16: return widen_array<Bfloat16Codec>(static_cast<const std::uint16_t*>(from), to, count);
-    case DType::float16: return widen_array<Float16Codec>(static_cast<const std::uint16_t*>(from), to, count);
-    case DType::float8_e4m3: return widen_array<Float8E4m3Codec>(static_cast<const std::uint8_t*>(from), to, count);
+    case DType::float32:
+      std::memcpy(to, from, static_cast<std::size_t>(count) * 4);
+      return;
+    case DType::bfloat16:
+      return widen_array<Bfloat16Codec>(static_cast<const std::uint16_t*>(from), to, count);
+    case DType::float16:
+      return widen_array<Float16Codec>(static_cast<const std::uint16_t*>(from), to, count);
+    case DType::float8_e4m3:
+      return widen_array<Float8E4m3Codec>(static_cast<const std::uint8_t*>(from), to, count);
   }
 }
 void from_float_array(const float* from, DType dtype, void* to, std::int64_t count) {
   switch (dtype) {
-    case DType::float32: std::memcpy(to, from, static_cast<std::size_t>(count) * 4); return;
-    case DType::bfloat16: return narrow_array<Bfloat16Codec>(from, static_cast<std::uint16_t*>(to), count);
-    case DType::float16: return narrow_array<Float16Codec>(from, static_cast<std::uint16_t*>(to), count);
-    case DType::float8_e4m3: return narrow_array<Float8E4m3Codec>(from, static_cast<std::uint8_t*>(to), count);
+    case DType::float32:
+      std::memcpy(to, from, static_cast<std::size_t>(count) * 4);
+      return;
+    case DType::bfloat16:
+      return narrow_array<Bfloat16Codec>(from, static_cast<std::uint16_t*>(to), count);
+    case DType::float16:
+      return narrow_array<Float16Codec>(from, static_cast<std::uint16_t*>(to), count);
+    case DType::float8_e4m3:
+      return narrow_array<Float8E4m3Codec>(from, static_cast<std::uint8_t*>(to), count);
   }
 }
 
 // Columns of eight or sixteen rows at a time, so that every written cache line is filled at once.
-void transpose_array(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out,
-                     std::int64_t out_row) {
+void transpose_array(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns,
+                     float* out, std::int64_t out_row) {
   constexpr std::int64_t block = 16;
   for (std::int64_t i = 0; i < rows; i += block) {
     const std::int64_t height = HWY_MIN(block, rows - i);
@@ -362,14 +383,30 @@ void transpose_array(const float* in, std::int64_t in_row, std::int64_t rows, st
 const Functions* functions_of_target() {
   static const Functions functions = {
 #if HWY_TARGET <= HWY_AVX3
-      "avx512",
+    "avx512",
 #else
-      "avx2",
+    "avx2",
 #endif
-      to_float_array, from_float_array, product, product_visible, transpose_array, dot_array, sum_array, max_array,
-      exp2_array, exp_array, tanh_array, log_array, exp2_nonpositive_array, softmax_row_float, softmax_row_bfloat16,
-      softmax_row_backward_array, scale_array, divide_array,
-      scale_add_array};
+    to_float_array,
+    from_float_array,
+    product,
+    product_visible,
+    transpose_array,
+    dot_array,
+    sum_array,
+    max_array,
+    exp2_array,
+    exp_array,
+    tanh_array,
+    log_array,
+    exp2_nonpositive_array,
+    softmax_row_float,
+    softmax_row_bfloat16,
+    softmax_row_backward_array,
+    scale_array,
+    divide_array,
+    scale_add_array
+  };
   return &functions;
 }
 
@@ -401,8 +438,12 @@ Status supported() {
 }
 std::string level() { return functions().level; }
 
-void to_float(const void* from, DType dtype, float* to, std::int64_t count) { functions().to_float(from, dtype, to, count); }
-void from_float(const float* from, DType dtype, void* to, std::int64_t count) { functions().from_float(from, dtype, to, count); }
+void to_float(const void* from, DType dtype, float* to, std::int64_t count) {
+  functions().to_float(from, dtype, to, count);
+}
+void from_float(const float* from, DType dtype, void* to, std::int64_t count) {
+  functions().from_float(from, dtype, to, count);
+}
 
 void multiply(const ProductShape& shape, const Operand& a, const float* b, std::int64_t b_row, float* out,
               std::int64_t out_row, bool accumulate) {
@@ -416,22 +457,31 @@ void multiply_visible(const ProductShape& shape, const Operand& a, const float* 
 void multiply(const float* a, std::int64_t a_row, std::int64_t rows, const PackedWeight& weight, float* out,
               std::int64_t out_row, int threads) {
   if (rows == 0) return;
-  // A task is a block of rows times a stretch of panels: enough tasks for the threads, each large enough to be worth it.
+  // A task is a block of rows times a stretch of panels: enough tasks for the threads, each large enough to
+  // be worth it.
   constexpr std::int64_t row_block = 96, flops_per_task = 1 << 20;
   const std::int64_t row_blocks = (rows + row_block - 1) / row_block;
   const std::int64_t flops_per_panel = 2 * std::min(rows, row_block) * weight.inner() * lanes;
-  const std::int64_t stretch = std::clamp<std::int64_t>(flops_per_task / std::max<std::int64_t>(flops_per_panel, 1), 4, 64);
+  const std::int64_t stretch =
+      std::clamp<std::int64_t>(flops_per_task / std::max<std::int64_t>(flops_per_panel, 1), 4, 64);
   const std::int64_t stretches = (weight.panels() + stretch - 1) / stretch;
   parallel_for(row_blocks * stretches, threads, [&](std::int64_t task, int) {
     const std::int64_t row = task / stretches * row_block, panel = task % stretches * stretch;
     const std::int64_t panels = std::min(stretch, weight.panels() - panel);
     const std::int64_t height = std::min(row_block, rows - row);
-    functions().product({{height, panels * lanes, weight.inner()}, {a + row * a_row, a_row, 1}, weight.panel(panel), lanes,
-                         weight.inner() * lanes, out + row * out_row + panel * lanes, out_row, false});
+    functions().product({{height, panels * lanes, weight.inner()},
+                         {a + row * a_row, a_row, 1},
+                         weight.panel(panel),
+                         lanes,
+                         weight.inner() * lanes,
+                         out + row * out_row + panel * lanes,
+                         out_row,
+                         false});
   });
 }
 
-void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out, std::int64_t out_row) {
+void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out,
+               std::int64_t out_row) {
   functions().transpose(in, in_row, rows, columns, out, out_row);
 }
 float sum(const float* x, std::int64_t count) { return functions().sum(x, count); }
@@ -441,10 +491,13 @@ void exp2(const float* x, float* y, std::int64_t count) { functions().exp2(x, y,
 void exp(const float* x, float* y, std::int64_t count) { functions().exp(x, y, count); }
 void tanh(const float* x, float* y, std::int64_t count) { functions().tanh(x, y, count); }
 void log(const float* x, float* y, std::int64_t count) { functions().log(x, y, count); }
-void softmax_row_backward(float* x, float* gradient, std::int64_t count, float factor, float offset, float delta) {
+void softmax_row_backward(float* x, float* gradient, std::int64_t count, float factor, float offset,
+                          float delta) {
   functions().softmax_row_backward(x, gradient, count, factor, offset, delta);
 }
-void exp2_nonpositive(const float* x, float* y, std::int64_t count) { functions().exp2_nonpositive(x, y, count); }
+void exp2_nonpositive(const float* x, float* y, std::int64_t count) {
+  functions().exp2_nonpositive(x, y, count);
+}
 RowSoftmax softmax_row(float* x, std::int64_t count, float before, float factor) {
   return functions().softmax_row(x, count, before, factor);
 }
@@ -453,7 +506,9 @@ RowSoftmax softmax_row(const float* x, std::int64_t count, float before, float f
 }
 void divide(float* x, float divisor, std::int64_t count) { functions().divide(x, divisor, count); }
 void scale(float* x, float factor, std::int64_t count) { functions().scale(x, factor, count); }
-void scale_add(const float* x, float factor, float* y, std::int64_t count) { functions().scale_add(x, factor, y, count); }
+void scale_add(const float* x, float factor, float* y, std::int64_t count) {
+  functions().scale_add(x, factor, y, count);
+}
 
 }  // namespace chorale::simd
 #endif  // HWY_ONCE

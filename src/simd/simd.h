@@ -1,8 +1,9 @@
 // Vector building blocks that attention and the model's layers share.
 //
-// Every function gives the same bits on every instruction set it is compiled for (AVX2 with FMA, AVX-512): sums and
-// products are fused chains per element in a fixed order, and where a sum crosses lanes it uses sixteen partial sums
-// and one tree, whatever the register width. None looks at how many rows it is given. All are thread-safe.
+// Every function gives the same bits on every instruction set it is compiled for (AVX2 with FMA, AVX-512):
+// sums and products are fused chains per element in a fixed order, and where a sum crosses lanes it uses
+// sixteen partial sums and one tree, whatever the register width. None looks at how many rows it is given.
+// All are thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -18,9 +19,12 @@ namespace chorale::simd {
 
 // Columns are padded to a multiple of this many floats; a partial sum's lane is index % lanes.
 inline constexpr std::int64_t lanes = 16;
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple = lanes) { return (n + multiple - 1) / multiple * multiple; }
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple = lanes) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
-// ok if this processor can run the functions below; else the reason ("needs AVX2 and FMA; this processor has neither").
+// ok if this processor can run the functions below; else the reason ("needs AVX2 and FMA; this processor has
+// neither").
 Status supported();
 // "avx2" or "avx512": what runs here, at most what CHORALE_SIMD says.
 std::string level();
@@ -29,8 +33,8 @@ std::string level();
 void to_float(const void* from, DType dtype, float* to, std::int64_t count);
 void from_float(const float* from, DType dtype, void* to, std::int64_t count);
 
-// out[i][j] (+)= sum over p ascending of a[i][p] * b[p][j], as one chain of fused multiply-adds per element that starts
-// from 0, or from out[i][j] if `accumulate`.
+// out[i][j] (+)= sum over p ascending of a[i][p] * b[p][j], as one chain of fused multiply-adds per element
+// that starts from 0, or from out[i][j] if `accumulate`.
 //   a[i][p] = a[i * a_row + p * a_inner]      any strides
 //   b[p][j] = b[p * b_row + j]                columns contiguous; readable up to round_up(columns)
 //   out[i][j] = out[i * out_row + j]          columns contiguous; written up to round_up(columns)
@@ -43,13 +47,14 @@ struct Operand {
 };
 void multiply(const ProductShape& shape, const Operand& a, const float* b, std::int64_t b_row, float* out,
               std::int64_t out_row, bool accumulate);
-// The same, leaving out the products whose visible[i * a.row + p * a.inner] is 0 (laid out as `a` is): they touch
-// nothing, whatever a and b hold.
+// The same, leaving out the products whose visible[i * a.row + p * a.inner] is 0 (laid out as `a` is): they
+// touch nothing, whatever a and b hold.
 void multiply_visible(const ProductShape& shape, const Operand& a, const float* b, std::int64_t b_row,
                       const std::uint8_t* visible, float* out, std::int64_t out_row, bool accumulate);
 
 // out[j][i] = in[i][j] for rows x columns.
-void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out, std::int64_t out_row);
+void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out,
+               std::int64_t out_row);
 
 // Sum by sixteen partial sums (element i goes to i % 16, in ascending order) folded as a tree 8, 4, 2, 1.
 float sum(const float* x, std::int64_t count);
@@ -57,27 +62,29 @@ float dot(const float* x, const float* y, std::int64_t count);  // each product 
 float max(const float* x, std::int64_t count);                  // -inf if count is 0
 
 // Elementwise, in place or not. Accuracy in units in the last place is measured in tests/simd.
-void exp2(const float* x, float* y, std::int64_t count);        // at most 1 ulp or so; exact at integers; 0 below -150
+void exp2(const float* x, float* y,
+          std::int64_t count);  // at most 1 ulp or so; exact at integers; 0 below -150
 void exp(const float* x, float* y, std::int64_t count);
 void tanh(const float* x, float* y, std::int64_t count);
 void log(const float* x, float* y, std::int64_t count);
 // 2^x for x <= 0 (or little above it), as softmax_row computes it: 0 below -126.
 void exp2_nonpositive(const float* x, float* y, std::int64_t count);
-// One row's step of an online softmax: maximum = max(before, x), p = exp2_nonpositive((x - maximum) * factor) with each
-// step rounded (so that p is exactly 1 at the maximum), and the sum of p in the order of sum(). Where the maximum is -inf,
-// p and the sum are 0. NaN in x gives a NaN sum.
+// One row's step of an online softmax: maximum = max(before, x), p = exp2_nonpositive((x - maximum) * factor)
+// with each step rounded (so that p is exactly 1 at the maximum), and the sum of p in the order of sum().
+// Where the maximum is -inf, p and the sum are 0. NaN in x gives a NaN sum.
 struct RowSoftmax {
   float maximum, sum;
 };
-RowSoftmax softmax_row(float* x, std::int64_t count, float before, float factor);              // p replaces x
+RowSoftmax softmax_row(float* x, std::int64_t count, float before, float factor);  // p replaces x
 // p rounded to bfloat16 after it was added to the sum; zeros follow up to a multiple of 32.
 RowSoftmax softmax_row(const float* x, std::int64_t count, float before, float factor, bfloat16* p);
-// One row's step of the backward pass, in place: p = exp2_nonpositive(fma(x, factor, -offset)) replaces the score x, and
-// p * (gradient - delta) the gradient of p.
-void softmax_row_backward(float* x, float* gradient, std::int64_t count, float factor, float offset, float delta);
-void scale(float* x, float factor, std::int64_t count);                              // x *= factor
-void divide(float* x, float divisor, std::int64_t count);                            // x /= divisor
-void scale_add(const float* x, float factor, float* y, std::int64_t count);          // y = fma(x, factor, y)
+// One row's step of the backward pass, in place: p = exp2_nonpositive(fma(x, factor, -offset)) replaces the
+// score x, and p * (gradient - delta) the gradient of p.
+void softmax_row_backward(float* x, float* gradient, std::int64_t count, float factor, float offset,
+                          float delta);
+void scale(float* x, float factor, std::int64_t count);                      // x *= factor
+void divide(float* x, float divisor, std::int64_t count);                    // x /= divisor
+void scale_add(const float* x, float factor, float* y, std::int64_t count);  // y = fma(x, factor, y)
 
 // A [columns, inner] weight (rows are outputs, as in a linear layer) laid out in panels of 16 outputs:
 // panel[inner][16], float32, zero-padded. The product of rows with it streams through memory.
@@ -95,8 +102,8 @@ class PackedWeight {
   std::int64_t columns_ = 0, inner_ = 0;
   std::vector<float> data_;
 };
-// out[rows, columns] = a[rows, inner] * weight^T, each element one chain over inner ascending: a row's bits do not
-// depend on `rows` or `threads`.
+// out[rows, columns] = a[rows, inner] * weight^T, each element one chain over inner ascending: a row's bits
+// do not depend on `rows` or `threads`.
 void multiply(const float* a, std::int64_t a_row, std::int64_t rows, const PackedWeight& weight, float* out,
               std::int64_t out_row, int threads);
 

@@ -13,8 +13,10 @@ TEST(Float, EveryFloat16SurvivesARoundTrip) {
     const float16 x{static_cast<std::uint16_t>(bits)};
     const float value = to_float(x);
     const float16 back = from_float<float16>(value);
-    if (std::isnan(value)) EXPECT_TRUE(std::isnan(to_float(back))) << bits;
-    else EXPECT_EQ(back.bits, bits);
+    if (std::isnan(value))
+      EXPECT_TRUE(std::isnan(to_float(back))) << bits;
+    else
+      EXPECT_EQ(back.bits, bits);
   }
 }
 
@@ -23,8 +25,10 @@ TEST(Float, EveryBfloat16SurvivesARoundTrip) {
     const bfloat16 x{static_cast<std::uint16_t>(bits)};
     const float value = to_float(x);
     const bfloat16 back = from_float<bfloat16>(value);
-    if (std::isnan(value)) EXPECT_TRUE(std::isnan(to_float(back))) << bits;
-    else EXPECT_EQ(back.bits, bits);
+    if (std::isnan(value))
+      EXPECT_TRUE(std::isnan(to_float(back))) << bits;
+    else
+      EXPECT_EQ(back.bits, bits);
   }
 }
 
@@ -36,8 +40,10 @@ TEST(Float, EveryFloat8CodeHasItsValue) {
     const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
                                           : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
     EXPECT_EQ(std::signbit(value), bits >= 128) << bits;
-    if ((bits & 127) == 127) EXPECT_TRUE(std::isnan(value)) << bits;
-    else EXPECT_EQ(std::abs(value), magnitude) << bits;
+    if ((bits & 127) == 127)
+      EXPECT_TRUE(std::isnan(value)) << bits;
+    else
+      EXPECT_EQ(std::abs(value), magnitude) << bits;
     EXPECT_EQ(from_float<float8_e4m3>(value).bits, bits) << "back again";
   }
   EXPECT_EQ(to_float(float8_e4m3{0x7e}), 448.0f);
@@ -68,7 +74,8 @@ template <class T>
 void expect_nearest(float x) {
   const float rounded = to_float(from_float<T>(x));
   const auto bits = from_float<T>(x).bits;
-  const float below = to_float(T{static_cast<std::uint16_t>(bits - 1)}), above = to_float(T{static_cast<std::uint16_t>(bits + 1)});
+  const float below = to_float(T{static_cast<std::uint16_t>(bits - 1)}),
+              above = to_float(T{static_cast<std::uint16_t>(bits + 1)});
   const double error = std::abs(static_cast<double>(x) - rounded);
   for (const float neighbour : {below, above}) {
     if (!std::isfinite(neighbour)) continue;
@@ -84,11 +91,11 @@ TEST(Float, RoundsToNearestEven) {
     expect_nearest<float16>(x);
     expect_nearest<bfloat16>(x);
   }
-  EXPECT_EQ(from_float<bfloat16>(1.0f + 0x1p-8f).bits, 0x3f80);        // a tie, to even
+  EXPECT_EQ(from_float<bfloat16>(1.0f + 0x1p-8f).bits, 0x3f80);  // a tie, to even
   EXPECT_EQ(from_float<bfloat16>(1.0f + 0x1p-8f + 0x1p-20f).bits, 0x3f81);
   EXPECT_EQ(from_float<float16>(65519.0f).bits, 0x7bff);
-  EXPECT_EQ(from_float<float16>(65520.0f).bits, 0x7c00);               // rounds to infinity
-  EXPECT_EQ(from_float<float16>(0x1p-25f).bits, 0);                    // a tie, to even
+  EXPECT_EQ(from_float<float16>(65520.0f).bits, 0x7c00);  // rounds to infinity
+  EXPECT_EQ(from_float<float16>(0x1p-25f).bits, 0);       // a tie, to even
   EXPECT_EQ(from_float<float16>(0x1.8p-25f).bits, 1);
 }
 

@@ -23,13 +23,22 @@ TEST(ParallelFor, VisitsEveryIndexOnce) {
 }
 
 TEST(ParallelFor, RethrowsAfterAllHaveStopped) {
-  EXPECT_THROW(parallel_for(100, 2, [](std::int64_t i, int) { if (i == 7) throw std::runtime_error("seven"); }), std::runtime_error);
+  EXPECT_THROW(parallel_for(100, 2,
+                            [](std::int64_t i, int) {
+                              if (i == 7) throw std::runtime_error("seven");
+                            }),
+               std::runtime_error);
 }
 
 TEST(ParallelFor, NestsAndRunsFromSeveralThreads) {
   std::atomic<int> visits{0};
   auto work = [&] {
-    parallel_for(10, 2, [&](std::int64_t, int) { parallel_for(10, 2, [&](std::int64_t, int worker) { EXPECT_EQ(worker, 0); ++visits; }); });
+    parallel_for(10, 2, [&](std::int64_t, int) {
+      parallel_for(10, 2, [&](std::int64_t, int worker) {
+        EXPECT_EQ(worker, 0);
+        ++visits;
+      });
+    });
   };
   std::thread other(work);
   work();

@@ -45,9 +45,9 @@ class CacheSettingsTest : public testing::Test {
 
   Result<std::unique_ptr<chorale::Run>> prepare(std::vector<std::string> overrides) {
     return chorale::Run::prepare({.config_file = root_ + "/run.yaml",
-                         .overrides = std::move(overrides),
-                         .output = root_ + "/out" + std::to_string(runs_++),
-                         .command = "chorale train run.yaml"});
+                                  .overrides = std::move(overrides),
+                                  .output = root_ + "/out" + std::to_string(runs_++),
+                                  .command = "chorale train run.yaml"});
   }
   std::unique_ptr<chorale::Run> finished(std::vector<std::string> overrides) {
     auto run = prepare(std::move(overrides)).value();

@@ -1,4 +1,5 @@
-// Products of bfloat16 pairs on whatever this processor has: against float64, and to the bit against themselves.
+// Products of bfloat16 pairs on whatever this processor has: against float64, and to the bit against
+// themselves.
 #include "simd/dot_tiles.h"
 
 #include <gtest/gtest.h>
@@ -28,7 +29,8 @@ std::vector<simd::DotLevel> levels() {
   return {};
 }
 
-std::vector<const bfloat16*> rows_of(const std::vector<bfloat16>& matrix, std::int64_t rows, std::int64_t columns) {
+std::vector<const bfloat16*> rows_of(const std::vector<bfloat16>& matrix, std::int64_t rows,
+                                     std::int64_t columns) {
   std::vector<const bfloat16*> pointers;
   for (std::int64_t i = 0; i < rows; ++i) pointers.push_back(matrix.data() + i * columns);
   return pointers;
@@ -37,7 +39,8 @@ std::vector<const bfloat16*> rows_of(const std::vector<bfloat16>& matrix, std::i
 class DotTiles : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (levels().empty()) GTEST_SKIP() << "this processor has neither AMX nor AVX-512 BF16, or CHORALE_SIMD forbids them";
+    if (levels().empty())
+      GTEST_SKIP() << "this processor has neither AMX nor AVX-512 BF16, or CHORALE_SIMD forbids them";
   }
 };
 
@@ -53,14 +56,17 @@ TEST_F(DotTiles, Packs) {
       simd::pack_pairs(rows_of(in, rows, columns).data(), rows, columns, right.data(), 2 * padded_columns);
       for (std::int64_t i = 0; i < padded_rows; ++i)
         for (std::int64_t j = 0; j < padded_columns; ++j)
-          ASSERT_EQ(right[static_cast<std::size_t>((i / 2 * padded_columns + j) * 2 + i % 2)], at(i, j)) << i << ", " << j;
+          ASSERT_EQ(right[static_cast<std::size_t>((i / 2 * padded_columns + j) * 2 + i % 2)], at(i, j))
+              << i << ", " << j;
 
       const std::int64_t width = simd::round_up(rows), inner = simd::round_up(columns, 32);
       std::vector<bfloat16> transposed(static_cast<std::size_t>(width * inner), bfloat16{0x7fc0});
-      simd::pack_pairs_transposed(rows_of(in, rows, columns).data(), rows, columns, transposed.data(), 2 * width);
+      simd::pack_pairs_transposed(rows_of(in, rows, columns).data(), rows, columns, transposed.data(),
+                                  2 * width);
       for (std::int64_t i = 0; i < width; ++i)
         for (std::int64_t j = 0; j < inner; ++j)
-          ASSERT_EQ(transposed[static_cast<std::size_t>((j / 2 * width + i) * 2 + j % 2)], at(i, j)) << i << ", " << j;
+          ASSERT_EQ(transposed[static_cast<std::size_t>((j / 2 * width + i) * 2 + j % 2)], at(i, j))
+              << i << ", " << j;
     }
 }
 
@@ -72,26 +78,32 @@ TEST_F(DotTiles, Multiplies) {
           for (const bool accumulate : {false, true}) {
             const auto left = random_values(rows * inner, 2), plain = random_values(inner * columns, 3);
             std::vector<bfloat16> right(plain.size());
-            simd::pack_pairs(rows_of(plain, inner, columns).data(), inner, columns, right.data(), 2 * columns);
-            std::vector<float> out(static_cast<std::size_t>(rows * columns), 0.5f), one(static_cast<std::size_t>(16 * columns), 0.5f);
+            simd::pack_pairs(rows_of(plain, inner, columns).data(), inner, columns, right.data(),
+                             2 * columns);
+            std::vector<float> out(static_cast<std::size_t>(rows * columns), 0.5f),
+                one(static_cast<std::size_t>(16 * columns), 0.5f);
             const simd::DotScope scope(level);
-            simd::dot_product(level, {rows, columns, inner}, left.data(), inner, right.data(), 2 * columns, out.data(), columns, accumulate);
+            simd::dot_product(level, {rows, columns, inner}, left.data(), inner, right.data(), 2 * columns,
+                              out.data(), columns, accumulate);
             for (std::int64_t i = 0; i < rows; ++i)
               for (std::int64_t j = 0; j < columns; ++j) {
                 double exact = accumulate ? 0.5 : 0.0, magnitude = std::abs(exact);
                 for (std::int64_t k = 0; k < inner; ++k) {
-                  const double product = static_cast<double>(to_float(left[static_cast<std::size_t>(i * inner + k)])) *
-                                         to_float(plain[static_cast<std::size_t>(k * columns + j)]);
+                  const double product =
+                      static_cast<double>(to_float(left[static_cast<std::size_t>(i * inner + k)])) *
+                      to_float(plain[static_cast<std::size_t>(k * columns + j)]);
                   exact += product;
                   magnitude += std::abs(product);
                 }
-                ASSERT_NEAR(out[static_cast<std::size_t>(i * columns + j)], exact, magnitude * 0x1p-22) << i << ", " << j;
+                ASSERT_NEAR(out[static_cast<std::size_t>(i * columns + j)], exact, magnitude * 0x1p-22)
+                    << i << ", " << j;
               }
             // The last sixteen rows alone: the same bits.
-            simd::dot_product(level, {16, columns, inner}, left.data() + (rows - 16) * inner, inner, right.data(), 2 * columns, one.data(),
-                              columns, accumulate);
+            simd::dot_product(level, {16, columns, inner}, left.data() + (rows - 16) * inner, inner,
+                              right.data(), 2 * columns, one.data(), columns, accumulate);
             for (std::int64_t i = 0; i < 16 * columns; ++i)
-              ASSERT_EQ(one[static_cast<std::size_t>(i)], out[static_cast<std::size_t>((rows - 16) * columns + i)]);
+              ASSERT_EQ(one[static_cast<std::size_t>(i)],
+                        out[static_cast<std::size_t>((rows - 16) * columns + i)]);
           }
 }
 

@@ -55,13 +55,15 @@ float one(Function f, float x) {
 }
 
 TEST(Math, HasTheRightEdges) {
-  constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float infinity = std::numeric_limits<float>::infinity(),
+                  nan = std::numeric_limits<float>::quiet_NaN();
   for (int n = -149; n < 128; ++n) EXPECT_EQ(one(simd::exp2, static_cast<float>(n)), std::ldexp(1.0f, n));
   EXPECT_EQ(one(simd::exp2, -infinity), 0.0f);
   EXPECT_EQ(one(simd::exp2, -1e30f), 0.0f);
   EXPECT_EQ(one(simd::exp2, infinity), infinity);
   EXPECT_EQ(one(simd::exp2, 128.0f), infinity);
-  for (int n = -126; n <= 0; ++n) EXPECT_EQ(one(simd::exp2_nonpositive, static_cast<float>(n)), std::ldexp(1.0f, n));
+  for (int n = -126; n <= 0; ++n)
+    EXPECT_EQ(one(simd::exp2_nonpositive, static_cast<float>(n)), std::ldexp(1.0f, n));
   EXPECT_EQ(one(simd::exp2_nonpositive, -126.1f), 0.0f);
   EXPECT_EQ(one(simd::exp2_nonpositive, -infinity), 0.0f);
   EXPECT_EQ(one(simd::exp, 0.0f), 1.0f);
@@ -75,7 +77,8 @@ TEST(Math, HasTheRightEdges) {
   EXPECT_EQ(one(simd::log, 0.0f), -infinity);
   EXPECT_EQ(one(simd::log, infinity), infinity);
   EXPECT_TRUE(std::isnan(one(simd::log, -1.0f)));
-  for (const Function f : {simd::exp2, simd::exp2_nonpositive, simd::exp, simd::tanh, simd::log}) EXPECT_TRUE(std::isnan(one(f, nan)));
+  for (const Function f : {simd::exp2, simd::exp2_nonpositive, simd::exp, simd::tanh, simd::log})
+    EXPECT_TRUE(std::isnan(one(f, nan)));
 }
 
 // An element's bits do not depend on where in the array it stands or how long the array is.
@@ -86,7 +89,8 @@ TEST(Math, DoesNotLookAtNeighbours) {
   for (float& value : x) value = normal(random);
   for (const Function f : {simd::exp2, simd::exp, simd::tanh}) {
     f(x.data(), y.data(), 67);
-    for (std::size_t i = 0; i < x.size(); ++i) EXPECT_EQ(std::bit_cast<std::uint32_t>(one(f, x[i])), std::bit_cast<std::uint32_t>(y[i]));
+    for (std::size_t i = 0; i < x.size(); ++i)
+      EXPECT_EQ(std::bit_cast<std::uint32_t>(one(f, x[i])), std::bit_cast<std::uint32_t>(y[i]));
   }
 }
 
@@ -109,12 +113,15 @@ TEST(Math, SumsInThePromisedOrder) {
     std::vector<float> x(static_cast<std::size_t>(count)), y(x.size());
     for (float& value : x) value = normal(random);
     for (float& value : y) value = normal(random);
-    EXPECT_EQ(simd::sum(x.data(), count), folded(count, 0.0f, [&](float s, std::int64_t i) { return s + x[i]; }));
-    EXPECT_EQ(simd::dot(x.data(), y.data(), count), folded(count, 0.0f, [&](float s, std::int64_t i) { return std::fma(x[i], y[i], s); }));
+    EXPECT_EQ(simd::sum(x.data(), count),
+              folded(count, 0.0f, [&](float s, std::int64_t i) { return s + x[i]; }));
+    EXPECT_EQ(simd::dot(x.data(), y.data(), count),
+              folded(count, 0.0f, [&](float s, std::int64_t i) { return std::fma(x[i], y[i], s); }));
     float plain = 0;
     for (const float value : x) plain += value;
     differs_from_plain += plain != simd::sum(x.data(), count);
-    EXPECT_EQ(simd::max(x.data(), count), count == 0 ? -std::numeric_limits<float>::infinity() : *std::max_element(x.begin(), x.end()));
+    EXPECT_EQ(simd::max(x.data(), count),
+              count == 0 ? -std::numeric_limits<float>::infinity() : *std::max_element(x.begin(), x.end()));
   }
   EXPECT_GT(differs_from_plain, 100) << "the control: another order gives other bits";
 }
@@ -129,7 +136,8 @@ TEST(Math, SoftmaxRowIsItsParts) {
       std::vector<float> x(static_cast<std::size_t>(count)), expected(x.size());
       for (float& value : x) value = random() % 5 == 0 ? -infinity : normal(random);
       const float maximum = std::max(before, *std::max_element(x.begin(), x.end()));
-      for (std::size_t i = 0; i < x.size(); ++i) expected[i] = (x[i] - (maximum == -infinity ? 0.0f : maximum)) * 0.7f;
+      for (std::size_t i = 0; i < x.size(); ++i)
+        expected[i] = (x[i] - (maximum == -infinity ? 0.0f : maximum)) * 0.7f;
       simd::exp2_nonpositive(expected.data(), expected.data(), count);
       std::vector<bfloat16> rounded(static_cast<std::size_t>(simd::round_up(count, 32)), bfloat16{0x7fc0});
       const simd::RowSoftmax narrow = simd::softmax_row(x.data(), count, before, 0.7f, rounded.data());
@@ -177,7 +185,8 @@ void expect_scalar_conversions(std::span<const float> x) {
 
 TEST(Convert, AgreesWithTheScalarForms) {
   std::vector<float> x;
-  for (std::uint64_t bits = 0; bits < (1ull << 32); bits += 4093) x.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+  for (std::uint64_t bits = 0; bits < (1ull << 32); bits += 4093)
+    x.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
   for (int code = 0; code < 256; ++code) {  // every float8, and the middle between it and the next
     const auto value = [](int c) { return to_float(float8_e4m3{static_cast<std::uint8_t>(c)}); };
     x.push_back(value(code));

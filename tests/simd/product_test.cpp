@@ -19,7 +19,8 @@ std::vector<float> random_values(std::size_t count, unsigned seed) {
   return values;
 }
 
-float chain(const float* a, std::int64_t a_step, const float* b, std::int64_t b_step, std::int64_t count, float start) {
+float chain(const float* a, std::int64_t a_step, const float* b, std::int64_t b_step, std::int64_t count,
+            float start) {
   for (std::int64_t p = 0; p < count; ++p) start = std::fma(a[p * a_step], b[p * b_step], start);
   return start;
 }
@@ -35,12 +36,14 @@ TEST(Product, IsOneChainPerElement) {
             const auto b = random_values(static_cast<std::size_t>(inner * width) + 1, 2);
             auto out = random_values(static_cast<std::size_t>(rows * width), 3);
             const auto before = out;
-            const simd::Operand operand = transposed ? simd::Operand{a.data(), 1, rows} : simd::Operand{a.data(), inner, 1};
+            const simd::Operand operand =
+                transposed ? simd::Operand{a.data(), 1, rows} : simd::Operand{a.data(), inner, 1};
             simd::multiply({rows, columns, inner}, operand, b.data(), width, out.data(), width, accumulate);
             for (std::int64_t i = 0; i < rows; ++i)
               for (std::int64_t j = 0; j < columns; ++j) {
                 const float start = accumulate ? before[i * width + j] : 0.0f;
-                ASSERT_EQ(out[i * width + j], chain(a.data() + i * operand.row, operand.inner, b.data() + j, width, inner, start))
+                ASSERT_EQ(out[i * width + j],
+                          chain(a.data() + i * operand.row, operand.inner, b.data() + j, width, inner, start))
                     << rows << "x" << columns << "x" << inner << " at " << i << ", " << j;
               }
           }
@@ -58,7 +61,8 @@ TEST(Product, LeavesInvisiblePairsOut) {
   for (std::size_t p = 0; p < a.size(); ++p)
     if (!visible[p]) a[p] = std::numeric_limits<float>::quiet_NaN();
   std::vector<float> out(rows * width, -0.0f);
-  simd::multiply_visible({rows, columns, inner}, {a.data(), inner, 1}, b.data(), width, visible.data(), out.data(), width, true);
+  simd::multiply_visible({rows, columns, inner}, {a.data(), inner, 1}, b.data(), width, visible.data(),
+                         out.data(), width, true);
   for (std::int64_t i = 0; i < rows; ++i)
     for (std::int64_t j = 0; j < columns; ++j) {
       float expected = -0.0f;
@@ -72,13 +76,15 @@ TEST(PackedWeight, RowsDoNotDependOnHowManyThereAreOrOnThreads) {
   constexpr std::int64_t columns = 83, inner = 50, rows = 211;
   const auto weight = random_values(columns * inner, 7);
   const auto a = random_values(rows * inner, 8);
-  const auto packed = simd::PackedWeight::pack(TensorView::contiguous(weight.data(), DType::float32, {columns, inner}));
+  const auto packed =
+      simd::PackedWeight::pack(TensorView::contiguous(weight.data(), DType::float32, {columns, inner}));
   const std::int64_t width = simd::round_up(columns);
   std::vector<float> all(rows * width), some(rows * width);
   simd::multiply(a.data(), inner, rows, packed, all.data(), width, 1);
   for (std::int64_t i = 0; i < rows; ++i)
     for (std::int64_t j = 0; j < columns; ++j)
-      ASSERT_EQ(all[i * width + j], chain(a.data() + i * inner, 1, weight.data() + j * inner, 1, inner, 0.0f));
+      ASSERT_EQ(all[i * width + j],
+                chain(a.data() + i * inner, 1, weight.data() + j * inner, 1, inner, 0.0f));
   for (const std::int64_t count : {1, 2, 3, 95, 97, 211})
     for (const int threads : {1, 2, 3}) {
       std::fill(some.begin(), some.end(), 0.0f);
@@ -95,7 +101,8 @@ TEST(PackedWeight, PacksTransposedAndStrided) {
   EXPECT_EQ(packed.inner(), 30);
   for (std::int64_t column = 0; column < 20; ++column)
     for (std::int64_t i = 0; i < 30; ++i)
-      EXPECT_EQ(packed.panel(column / 16)[i * 16 + column % 16], weight[static_cast<std::size_t>(i * 20 + column)]);
+      EXPECT_EQ(packed.panel(column / 16)[i * 16 + column % 16],
+                weight[static_cast<std::size_t>(i * 20 + column)]);
 }
 
 TEST(Transpose, Transposes) {

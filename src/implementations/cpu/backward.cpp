@@ -7,9 +7,9 @@
 //     grad_Q_i = scale sum_j dS_ij K_j        over keys ascending
 //     grad_sink_h = - sum_i exp(sink_h - LSE_i) delta_i
 //
-// Each sum is one chain per element in that order, held in float32 between tiles. So it makes no difference whether one
-// pass over a sequence's tiles feeds all three (fewer products), or keys and queries are cut into tasks of their own
-// (more tasks): the number of tasks decides.
+// Each sum is one chain per element in that order, held in float32 between tiles. So it makes no difference
+// whether one pass over a sequence's tiles feeds all three (fewer products), or keys and queries are cut into
+// tasks of their own (more tasks): the number of tasks decides.
 #include "implementations/cpu/backward.h"
 
 #include <algorithm>
@@ -56,9 +56,11 @@ class Backward {
       parallel_for(tiles(sequence) * problem_.kv_heads, plan_.threads(), [&](std::int64_t i, int w) {
         key_tile(sequence, static_cast<int>(i % problem_.kv_heads), i / problem_.kv_heads, at(w), nullptr);
       });
-      parallel_for(plan_.block_count(sequence) * problem_.kv_heads, plan_.threads(), [&](std::int64_t i, int w) {
-        query_block(plan_.block(sequence, static_cast<int>(i % problem_.kv_heads), i / problem_.kv_heads), at(w));
-      });
+      parallel_for(
+          plan_.block_count(sequence) * problem_.kv_heads, plan_.threads(), [&](std::int64_t i, int w) {
+            query_block(plan_.block(sequence, static_cast<int>(i % problem_.kv_heads), i / problem_.kv_heads),
+                        at(w));
+          });
     }
   }
 
@@ -81,19 +83,25 @@ class Backward {
     return *worker;
   }
 
-  std::int64_t tiles(int sequence) const { return (plan_.keys(sequence) + Engine::width - 1) / Engine::width; }
+  std::int64_t tiles(int sequence) const {
+    return (plan_.keys(sequence) + Engine::width - 1) / Engine::width;
+  }
   KeyTile tile(int sequence, std::int64_t index) const {
     return {index * Engine::width, std::min(Engine::width, plan_.keys(sequence) - index * Engine::width)};
   }
 
   float lse(std::int64_t query, std::int64_t head) const {
-    return load_element(tensors_.lse.data, DType::float32, query * tensors_.lse.stride[0] + head * tensors_.lse.stride[1]);
+    return load_element(tensors_.lse.data, DType::float32,
+                        query * tensors_.lse.stride[0] + head * tensors_.lse.stride[1]);
   }
-  float& delta(std::int64_t query, std::int64_t head) { return deltas_[static_cast<std::size_t>(query * problem_.query_heads + head)]; }
+  float& delta(std::int64_t query, std::int64_t head) {
+    return deltas_[static_cast<std::size_t>(query * problem_.query_heads + head)];
+  }
 
   // Also lets the engine prepare the queries of every block.
   void compute_deltas() {
-    deltas_.resize(static_cast<std::size_t>(plan_.batch().total_q()) * static_cast<std::size_t>(problem_.query_heads));
+    deltas_.resize(static_cast<std::size_t>(plan_.batch().total_q()) *
+                   static_cast<std::size_t>(problem_.query_heads));
     const std::int64_t dim = problem_.value_dim();
     parallel_for(static_cast<std::int64_t>(plan_.blocks().size()), plan_.threads(), [&](std::int64_t i, int) {
       const QueryBlock& block = plan_.blocks()[static_cast<std::size_t>(i)];
@@ -101,7 +109,8 @@ class Backward {
       load_block(plan_, block, tensors_.grad_out, grad_outs.data(), dim);
       load_block(plan_, block, tensors_.out, outs.data(), dim);
       for (std::int64_t r = 0; r < plan_.rows(block); ++r)
-        delta(plan_.query(block, r), plan_.head(block, r)) = simd::dot(grad_outs.data() + r * dim, outs.data() + r * dim, dim);
+        delta(plan_.query(block, r), plan_.head(block, r)) =
+            simd::dot(grad_outs.data() + r * dim, outs.data() + r * dim, dim);
       queries_.prepare(block);
     });
   }
@@ -121,8 +130,10 @@ class Backward {
 
   // All gradients of one sequence and KV head: each key tile meets each query block once.
   void one_pass(int sequence, int kv_head, Worker& worker) {
-    clear_grad_queries(static_cast<std::int64_t>(plan_.batch().q_len(sequence)) * problem_.group_size(), worker);
-    for (std::int64_t j = 0; j < tiles(sequence); ++j) key_tile(sequence, kv_head, j, worker, worker.grad_queries.data());
+    clear_grad_queries(static_cast<std::int64_t>(plan_.batch().q_len(sequence)) * problem_.group_size(),
+                       worker);
+    for (std::int64_t j = 0; j < tiles(sequence); ++j)
+      key_tile(sequence, kv_head, j, worker, worker.grad_queries.data());
     for (std::int64_t i = 0; i < plan_.block_count(sequence); ++i) {
       const QueryBlock block = plan_.block(sequence, kv_head, i);
       store_grad_queries(block, rows_of(block, worker.grad_queries.data(), worker), worker);
@@ -139,7 +150,8 @@ class Backward {
       const QueryBlock block = plan_.block(sequence, kv_head, i);
       if (!grad_scores(block, keys, worker)) continue;
       worker.engine.add_grad_keys(worker.tile);
-      if (grad_queries != nullptr) worker.engine.add_grad_queries(worker.tile, rows_of(block, grad_queries, worker));
+      if (grad_queries != nullptr)
+        worker.engine.add_grad_queries(worker.tile, rows_of(block, grad_queries, worker));
     }
     store_grad_keys(sequence, kv_head, keys, worker);
   }
@@ -152,7 +164,8 @@ class Backward {
       const KeyTile keys = tile(block.sequence, j);
       if (worker.tile.cover(block, keys.first, keys.count) == Coverage::empty) continue;
       worker.engine.load_keys(block.sequence, block.kv_head, keys.first, keys.count);
-      if (grad_scores(block, keys, worker)) worker.engine.add_grad_queries(worker.tile, worker.grad_queries.data());
+      if (grad_scores(block, keys, worker))
+        worker.engine.add_grad_queries(worker.tile, worker.grad_queries.data());
     }
     store_grad_queries(block, worker.grad_queries.data(), worker);
   }
@@ -174,7 +187,8 @@ class Backward {
         std::fill_n(p, keys.count, 0.0f);
         std::fill_n(gradient, keys.count, 0.0f);
       } else {
-        simd::softmax_row_backward(p, gradient, keys.count, worker.tile.log2_factor(), row_lse * log2_e, delta(query, head));
+        simd::softmax_row_backward(p, gradient, keys.count, worker.tile.log2_factor(), row_lse * log2_e,
+                                   delta(query, head));
       }
     }
     worker.tile.apply_derivative(worker.grad_scores.data());
@@ -184,15 +198,16 @@ class Backward {
 
   // Engines write whole groups of sixteen rows.
   void clear_grad_queries(std::int64_t rows, Worker& worker) {
-    worker.grad_queries.assign(static_cast<std::size_t>((rows + simd::lanes) * worker.engine.key_row()), 0.0f);
+    worker.grad_queries.assign(static_cast<std::size_t>((rows + simd::lanes) * worker.engine.key_row()),
+                               0.0f);
   }
   float* rows_of(const QueryBlock& block, float* grad_queries, const Worker& worker) const {
     return grad_queries + block.first * problem_.group_size() * worker.engine.key_row();
   }
 
   static std::byte* address(const TensorView& tensor, std::int64_t row, std::int64_t head) {
-    return static_cast<std::byte*>(tensor.data) +
-           (row * tensor.stride[0] + head * tensor.stride[1]) * static_cast<std::int64_t>(size_of(tensor.dtype));
+    return static_cast<std::byte*>(tensor.data) + (row * tensor.stride[0] + head * tensor.stride[1]) *
+                                                      static_cast<std::int64_t>(size_of(tensor.dtype));
   }
 
   // One rounding. There is one zero: its sign would tell which hidden pairs were multiplied by zero.
@@ -233,15 +248,17 @@ class Backward {
   const BackwardTensors& tensors_;
   typename Engine::Queries queries_;
   std::vector<std::int64_t> first_key_ = first_keys(plan_.batch());
-  std::vector<float> deltas_;                                   // [total_q, query_heads]
+  std::vector<float> deltas_;  // [total_q, query_heads]
   std::vector<std::optional<Worker>> workers_;
 };
 
 }  // namespace
 
 void backward(const TiledPlan& plan, const BackwardTensors& tensors) {
-  if (plan.arithmetic() == Arithmetic::fp32_fma) Backward<Fp32Gradients>(plan, tensors).run();
-  else Backward<DotGradients>(plan, tensors).run();
+  if (plan.arithmetic() == Arithmetic::fp32_fma)
+    Backward<Fp32Gradients>(plan, tensors).run();
+  else
+    Backward<DotGradients>(plan, tensors).run();
 }
 
 }  // namespace chorale::tiled

@@ -19,18 +19,24 @@ namespace tiled {
 Arithmetic arithmetic_for(const Problem& problem) {
   if (problem.dtype != DType::bfloat16) return Arithmetic::fp32_fma;
   switch (simd::dot_level()) {
-    case simd::DotLevel::amx: return Arithmetic::tdpbf16;
-    case simd::DotLevel::avx512_bf16: return Arithmetic::vdpbf16;
-    case simd::DotLevel::none: break;
+    case simd::DotLevel::amx:
+      return Arithmetic::tdpbf16;
+    case simd::DotLevel::avx512_bf16:
+      return Arithmetic::vdpbf16;
+    case simd::DotLevel::none:
+      break;
   }
   return Arithmetic::fp32_fma;
 }
 
 std::string_view name_of(Arithmetic arithmetic) {
   switch (arithmetic) {
-    case Arithmetic::fp32_fma: return "fp32-fma";
-    case Arithmetic::vdpbf16: return "vdpbf16";
-    case Arithmetic::tdpbf16: return "tdpbf16";
+    case Arithmetic::fp32_fma:
+      return "fp32-fma";
+    case Arithmetic::vdpbf16:
+      return "vdpbf16";
+    case Arithmetic::tdpbf16:
+      return "tdpbf16";
   }
   return "unknown";
 }
@@ -58,11 +64,12 @@ class CpuAttention final : public Implementation {
                          problem);
   }
 
-  Result<std::shared_ptr<const Plan>> plan(const Problem& problem, const Batch& batch, const Device& device) const override {
+  Result<std::shared_ptr<const Plan>> plan(const Problem& problem, const Batch& batch,
+                                           const Device& device) const override {
     CHORALE_RETURN_IF_ERROR(supports(problem, device, Phase::forward));
     CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem, batch));
-    return std::shared_ptr<const Plan>(
-        std::make_shared<TiledPlan>(name(), std::move(bound), batch, arithmetic_for(problem), device.threads, mutant_));
+    return std::shared_ptr<const Plan>(std::make_shared<TiledPlan>(
+        name(), std::move(bound), batch, arithmetic_for(problem), device.threads, mutant_));
   }
 
   Status forward(const Plan& plan, const ForwardTensors& tensors) const override {
@@ -85,9 +92,10 @@ class CpuAttention final : public Implementation {
 
 #ifdef CHORALE_CPU_MUTANTS
 const Implementation& cpu_attention_mutant(Mutant mutant) {
-  static const tiled::CpuAttention mutants[] = {tiled::CpuAttention(Mutant::none),        tiled::CpuAttention(Mutant::drop_last_key),
-                                                tiled::CpuAttention(Mutant::drop_page),   tiled::CpuAttention(Mutant::skip_rescale),
-                                                tiled::CpuAttention(Mutant::scale_1_01),  tiled::CpuAttention(Mutant::swap_value_pages)};
+  static const tiled::CpuAttention mutants[] = {
+      tiled::CpuAttention(Mutant::none),       tiled::CpuAttention(Mutant::drop_last_key),
+      tiled::CpuAttention(Mutant::drop_page),  tiled::CpuAttention(Mutant::skip_rescale),
+      tiled::CpuAttention(Mutant::scale_1_01), tiled::CpuAttention(Mutant::swap_value_pages)};
   return mutants[static_cast<int>(mutant)];
 }
 #else

@@ -10,7 +10,8 @@ namespace chorale::tiled {
 DotEngine::DotEngine(const TiledPlan& plan)
     : plan_(plan),
       level_(plan.arithmetic() == Arithmetic::tdpbf16 ? simd::DotLevel::amx : simd::DotLevel::avx512_bf16),
-      queries_(static_cast<std::size_t>(simd::round_up(plan.most_rows(), strip_rows) * key_dim(plan.problem()))),
+      queries_(
+          static_cast<std::size_t>(simd::round_up(plan.most_rows(), strip_rows) * key_dim(plan.problem()))),
       row_(static_cast<std::size_t>(width)),
       rows_(static_cast<std::size_t>(width * std::max(plan.problem().head_dim, plan.problem().value_dim()))),
       p_(static_cast<std::size_t>(strip_rows * width)) {}
@@ -31,8 +32,9 @@ void DotEngine::load_queries(const QueryBlock& block, const TensorView& q) {
 
 void DotEngine::scores(ScoreTile& tile) {
   const std::int64_t dim = key_dim(plan_.problem());
-  simd::dot_product(level_, {simd::round_up(tile.rows()), simd::round_up(tile.count()), dim}, queries_.data() + tile.first_row() * dim,
-                    dim, keys_, 2 * width, tile.data(), width, false);
+  simd::dot_product(level_, {simd::round_up(tile.rows()), simd::round_up(tile.count()), dim},
+                    queries_.data() + tile.first_row() * dim, dim, keys_, 2 * width, tile.data(), width,
+                    false);
 }
 
 void DotEngine::accumulate(ScoreTile& tile, float* out, std::int64_t out_row) {
@@ -43,7 +45,8 @@ void DotEngine::accumulate(ScoreTile& tile, float* out, std::int64_t out_row) {
     return;
   }
   for (std::int64_t r = 0; r < tile.rows(); ++r)
-    add_row_without_hidden(level_, p_.data() + r * width, values_, out_row, tile.visible() + r * width, tile.count(), out + r * out_row);
+    add_row_without_hidden(level_, p_.data() + r * width, values_, out_row, tile.visible() + r * width,
+                           tile.count(), out + r * out_row);
 }
 
 }  // namespace chorale::tiled

@@ -1,4 +1,5 @@
-// Products of bfloat16 pairs, on AMX or AVX-512 BF16 (simd/dot_tiles.h). Probabilities are rounded to bfloat16.
+// Products of bfloat16 pairs, on AMX or AVX-512 BF16 (simd/dot_tiles.h). Probabilities are rounded to
+// bfloat16.
 #pragma once
 
 #include <vector>
@@ -41,10 +42,10 @@ class DotEngine {
   const TiledPlan& plan_;
   simd::DotLevel level_;
   const bfloat16 *keys_ = nullptr, *values_ = nullptr;
-  std::vector<bfloat16> queries_;   // [rows, key_dim]
-  std::vector<const bfloat16*> row_;     // of the tile being packed
-  std::vector<bfloat16> rows_;      // [width, dim], where those are not contiguous
-  std::vector<bfloat16> p_;         // [strip_rows, width]
+  std::vector<bfloat16> queries_;     // [rows, key_dim]
+  std::vector<const bfloat16*> row_;  // of the tile being packed
+  std::vector<bfloat16> rows_;        // [width, dim], where those are not contiguous
+  std::vector<bfloat16> p_;           // [strip_rows, width]
 };
 
 }  // namespace chorale::tiled

@@ -10,12 +10,15 @@
 namespace chorale::tiled {
 namespace {
 
-std::vector<bfloat16> elements(std::int64_t count) { return std::vector<bfloat16>(static_cast<std::size_t>(count)); }
+std::vector<bfloat16> elements(std::int64_t count) {
+  return std::vector<bfloat16>(static_cast<std::size_t>(count));
+}
 std::vector<float> floats(std::int64_t count) { return std::vector<float>(static_cast<std::size_t>(count)); }
 
 }  // namespace
 
-DotGradients::Queries::Queries(const TiledPlan& plan, const BackwardTensors& tensors) : plan_(plan), tensors_(tensors) {
+DotGradients::Queries::Queries(const TiledPlan& plan, const BackwardTensors& tensors)
+    : plan_(plan), tensors_(tensors) {
   std::int64_t blocks = 0;
   for (int sequence = 0; sequence < plan.batch().sequences(); ++sequence) {
     first_block_.push_back(blocks);
@@ -26,7 +29,8 @@ DotGradients::Queries::Queries(const TiledPlan& plan, const BackwardTensors& ten
 }
 
 std::int64_t DotGradients::Queries::slot(const QueryBlock& block) const {
-  return first_block_[static_cast<std::size_t>(block.sequence)] + block.kv_head * plan_.block_count(block.sequence) + block.index;
+  return first_block_[static_cast<std::size_t>(block.sequence)] +
+         block.kv_head * plan_.block_count(block.sequence) + block.index;
 }
 
 DotGradients::Queries::Store DotGradients::Queries::make_store(std::int64_t dim) const {
@@ -40,7 +44,8 @@ void DotGradients::Queries::prepare(const QueryBlock& block) {
   fill(grad_outs_, block, tensors_.grad_out, plan_.problem().value_dim());
 }
 
-void DotGradients::Queries::fill(Store& store, const QueryBlock& block, const TensorView& tensor, std::int64_t dim) {
+void DotGradients::Queries::fill(Store& store, const QueryBlock& block, const TensorView& tensor,
+                                 std::int64_t dim) {
   const std::int64_t most = plan_.most_rows_padded(), rows = plan_.rows(block), row = simd::round_up(dim, 32);
   bfloat16* to = store.rows.data() + slot(block) * most * row;
   load_block(plan_, block, tensor, to, row);
@@ -49,9 +54,11 @@ void DotGradients::Queries::fill(Store& store, const QueryBlock& block, const Te
     for (std::int64_t r = 0; r < rows; ++r) transposed[c * most + r] = to[r * row + c];
 }
 
-DotGradients::BlockMatrix DotGradients::Queries::matrix(const Store& store, const QueryBlock& block, std::int64_t dim) const {
+DotGradients::BlockMatrix DotGradients::Queries::matrix(const Store& store, const QueryBlock& block,
+                                                        std::int64_t dim) const {
   const std::int64_t most = plan_.most_rows_padded();
-  return {store.rows.data() + slot(block) * most * simd::round_up(dim, 32), store.transposed.data() + slot(block) * most * simd::round_up(dim)};
+  return {store.rows.data() + slot(block) * most * simd::round_up(dim, 32),
+          store.transposed.data() + slot(block) * most * simd::round_up(dim)};
 }
 
 DotGradients::DotGradients(const TiledPlan& plan, const BackwardTensors& tensors, const Queries& queries)
@@ -99,13 +106,13 @@ void DotGradients::load_queries(const QueryBlock& block) {
 }
 
 void DotGradients::scores(ScoreTile& tile) {
-  simd::dot_product(level_, {simd::round_up(tile.rows()), simd::round_up(tile.count()), key_inner_}, queries_.rows, key_inner_,
-                    keys_by_dim_.data(), 2 * width, tile.data(), width, false);
+  simd::dot_product(level_, {simd::round_up(tile.rows()), simd::round_up(tile.count()), key_inner_},
+                    queries_.rows, key_inner_, keys_by_dim_.data(), 2 * width, tile.data(), width, false);
 }
 
 void DotGradients::grad_probabilities(ScoreTile& tile, float* out) {
-  simd::dot_product(level_, {simd::round_up(tile.rows()), simd::round_up(tile.count()), value_inner_}, grad_outs_.rows, value_inner_,
-                    values_by_dim_.data(), 2 * width, out, width, false);
+  simd::dot_product(level_, {simd::round_up(tile.rows()), simd::round_up(tile.count()), value_inner_},
+                    grad_outs_.rows, value_inner_, values_by_dim_.data(), 2 * width, out, width, false);
 }
 
 // Rounds P and dS, hidden pairs exactly 0, zeros up to whole groups of keys and queries.
@@ -138,12 +145,14 @@ void DotGradients::add_grad_keys(ScoreTile& tile) {
   add_transposed(tile, queries_, grad_scores_by_query_, key_row_, grad_keys_transposed_.data());
 }
 
-// out [dim, width] += left^T right. Where the mask hides pairs and left is not finite, a key at a time, with the rows
-// that the key is hidden from set to zero.
-void DotGradients::add_transposed(ScoreTile& tile, const BlockMatrix& left, const Elements& right, std::int64_t dim, float* out) {
+// out [dim, width] += left^T right. Where the mask hides pairs and left is not finite, a key at a time, with
+// the rows that the key is hidden from set to zero.
+void DotGradients::add_transposed(ScoreTile& tile, const BlockMatrix& left, const Elements& right,
+                                  std::int64_t dim, float* out) {
   const std::int64_t inner = simd::round_up(tile.rows(), 32), columns = simd::round_up(tile.count());
   if (tile.visible() == nullptr || all_finite(left.transposed, dim * rows_))
-    return simd::dot_product(level_, {dim, columns, inner}, left.transposed, rows_, right.data(), 2 * width, out, width, true);
+    return simd::dot_product(level_, {dim, columns, inner}, left.transposed, rows_, right.data(), 2 * width,
+                             out, width, true);
   std::vector<float> sums(static_cast<std::size_t>(dim * simd::lanes));
   for (std::int64_t k = 0; k < tile.count(); ++k) {
     Elements shown(left.transposed, left.transposed + dim * rows_);
@@ -151,22 +160,25 @@ void DotGradients::add_transposed(ScoreTile& tile, const BlockMatrix& left, cons
       if (!tile.visible()[r * width + k])
         for (std::int64_t c = 0; c < dim; ++c) shown[static_cast<std::size_t>(c * rows_ + r)] = {0};
     const std::int64_t group = k / simd::lanes * simd::lanes;
-    for (std::int64_t c = 0; c < dim; ++c) std::copy_n(out + c * width + group, simd::lanes, sums.begin() + c * simd::lanes);
-    simd::dot_product(level_, {dim, simd::lanes, inner}, shown.data(), rows_, right.data() + 2 * group, 2 * width, sums.data(), simd::lanes, true);
-    for (std::int64_t c = 0; c < dim; ++c) out[c * width + k] = sums[static_cast<std::size_t>(c * simd::lanes + k - group)];
+    for (std::int64_t c = 0; c < dim; ++c)
+      std::copy_n(out + c * width + group, simd::lanes, sums.begin() + c * simd::lanes);
+    simd::dot_product(level_, {dim, simd::lanes, inner}, shown.data(), rows_, right.data() + 2 * group,
+                      2 * width, sums.data(), simd::lanes, true);
+    for (std::int64_t c = 0; c < dim; ++c)
+      out[c * width + k] = sums[static_cast<std::size_t>(c * simd::lanes + k - group)];
   }
 }
 
 void DotGradients::add_grad_queries(ScoreTile& tile, float* grad_queries) {
   const std::int64_t inner = simd::round_up(tile.count(), 32);
   if (tile.visible() == nullptr || all_finite(keys_by_key_.data(), inner * key_row_)) {
-    simd::dot_product(level_, {simd::round_up(tile.rows()), key_row_, inner}, grad_scores_.data(), width, keys_by_key_.data(), 2 * key_row_,
-                      grad_queries, key_row_, true);
+    simd::dot_product(level_, {simd::round_up(tile.rows()), key_row_, inner}, grad_scores_.data(), width,
+                      keys_by_key_.data(), 2 * key_row_, grad_queries, key_row_, true);
     return;
   }
   for (std::int64_t r = 0; r < tile.rows(); ++r)
-    add_row_without_hidden(level_, grad_scores_.data() + r * width, keys_by_key_.data(), key_row_, tile.visible() + r * width, tile.count(),
-                           grad_queries + r * key_row_);
+    add_row_without_hidden(level_, grad_scores_.data() + r * width, keys_by_key_.data(), key_row_,
+                           tile.visible() + r * width, tile.count(), grad_queries + r * key_row_);
 }
 
 void DotGradients::finish_grad_keys() {

@@ -31,9 +31,13 @@ class DotGradients {
   class Queries {
    public:
     Queries(const TiledPlan& plan, const BackwardTensors& tensors);
-    void prepare(const QueryBlock& block);               // from any thread, once a block
-    BlockMatrix queries(const QueryBlock& block) const { return matrix(queries_, block, plan_.problem().head_dim); }
-    BlockMatrix grad_outs(const QueryBlock& block) const { return matrix(grad_outs_, block, plan_.problem().value_dim()); }
+    void prepare(const QueryBlock& block);  // from any thread, once a block
+    BlockMatrix queries(const QueryBlock& block) const {
+      return matrix(queries_, block, plan_.problem().head_dim);
+    }
+    BlockMatrix grad_outs(const QueryBlock& block) const {
+      return matrix(grad_outs_, block, plan_.problem().value_dim());
+    }
 
    private:
     struct Store {
@@ -46,12 +50,12 @@ class DotGradients {
 
     const TiledPlan& plan_;
     const BackwardTensors& tensors_;
-    std::vector<std::int64_t> first_block_;              // of each sequence
+    std::vector<std::int64_t> first_block_;  // of each sequence
     Store queries_, grad_outs_;
   };
 
   DotGradients(const TiledPlan& plan, const BackwardTensors& tensors, const Queries& queries);
-  DotGradients(const DotGradients&) = delete;   // holds pointers to its own rows
+  DotGradients(const DotGradients&) = delete;  // holds pointers to its own rows
 
   std::int64_t key_row() const { return key_row_; }
   // Must live around everything below.
@@ -70,24 +74,25 @@ class DotGradients {
   float* grad_value(std::int64_t j) { return grad_values_.data() + j * value_row_; }
 
  private:
-  void add_transposed(ScoreTile& tile, const BlockMatrix& left, const Elements& right, std::int64_t dim, float* out);
+  void add_transposed(ScoreTile& tile, const BlockMatrix& left, const Elements& right, std::int64_t dim,
+                      float* out);
 
   const TiledPlan& plan_;
   const BackwardTensors& tensors_;
   const Queries& all_queries_;
   simd::DotLevel level_;
-  std::int64_t rows_;                                    // most_rows_padded
-  std::int64_t key_row_, value_row_;                     // dimensions padded to 16
-  std::int64_t key_inner_, value_inner_;                 // dimensions padded to 32
-  BlockMatrix queries_{}, grad_outs_{};                  // of the block
-  std::vector<const bfloat16*> row_;                     // of the tile being packed
-  Elements tile_rows_;                                   // [width, dim], where those are not contiguous
+  std::int64_t rows_;                     // most_rows_padded
+  std::int64_t key_row_, value_row_;      // dimensions padded to 16
+  std::int64_t key_inner_, value_inner_;  // dimensions padded to 32
+  BlockMatrix queries_{}, grad_outs_{};   // of the block
+  std::vector<const bfloat16*> row_;      // of the tile being packed
+  Elements tile_rows_;                    // [width, dim], where those are not contiguous
   Elements keys_by_dim_, keys_by_key_, values_by_dim_;
-  Elements p_, grad_scores_;                             // [rows, width]
-  std::vector<const bfloat16*> p_row_, grad_score_row_;  // their rows
-  Elements p_by_query_, grad_scores_by_query_;           // packed
-  std::vector<float> grad_keys_transposed_, grad_values_transposed_;   // [dim, width]
-  std::vector<float> grad_keys_, grad_values_;                         // [width, dim], at the end of a tile
+  Elements p_, grad_scores_;                                          // [rows, width]
+  std::vector<const bfloat16*> p_row_, grad_score_row_;               // their rows
+  Elements p_by_query_, grad_scores_by_query_;                        // packed
+  std::vector<float> grad_keys_transposed_, grad_values_transposed_;  // [dim, width]
+  std::vector<float> grad_keys_, grad_values_;                        // [width, dim], at the end of a tile
 };
 
 }  // namespace chorale::tiled

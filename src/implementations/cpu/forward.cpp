@@ -6,8 +6,8 @@
 //         merge the chunk's state into the total
 //     finish
 //
-// When there are too few blocks for the threads, the chunks of a block are computed side by side and merged in the same
-// order: the same bits.
+// When there are too few blocks for the threads, the chunks of a block are computed side by side and merged
+// in the same order: the same bits.
 #include "implementations/cpu/forward.h"
 
 #include <algorithm>
@@ -56,14 +56,19 @@ class Forward {
   // One thread's memory, independent of any length.
   struct Worker {
     explicit Worker(const TiledPlan& plan)
-        : engine(plan), tile(plan, Engine::strip_rows, Engine::width), chunk(empty_state(plan)), total(empty_state(plan)) {}
+        : engine(plan),
+          tile(plan, Engine::strip_rows, Engine::width),
+          chunk(empty_state(plan)),
+          total(empty_state(plan)) {}
     Engine engine;
     ScoreTile tile;
     typename PackedTiles<Engine>::Scratch scratch;
     SoftmaxState chunk, total;
   };
 
-  static SoftmaxState empty_state(const TiledPlan& plan) { return {plan.most_rows(), plan.problem().value_dim()}; }
+  static SoftmaxState empty_state(const TiledPlan& plan) {
+    return {plan.most_rows(), plan.problem().value_dim()};
+  }
 
   Worker& at(int index) {
     auto& worker = workers_[static_cast<std::size_t>(index)];
@@ -87,7 +92,8 @@ class Forward {
     std::vector<std::size_t> first_task;
     for (const QueryBlock& block : plan_.blocks()) {
       first_task.push_back(tasks.size());
-      for (std::int64_t chunk = 0; chunk < plan_.chunks(block.sequence); ++chunk) tasks.push_back({&block, chunk});
+      for (std::int64_t chunk = 0; chunk < plan_.chunks(block.sequence); ++chunk)
+        tasks.push_back({&block, chunk});
     }
     std::vector<SoftmaxState> states(tasks.size(), empty_state(plan_));
     parallel_for(static_cast<std::int64_t>(tasks.size()), plan_.threads(), [&](std::int64_t t, int w) {
@@ -96,14 +102,17 @@ class Forward {
       worker.engine.load_queries(*task.block, tensors_.q);
       attend(*task.block, task.chunk, worker, states[static_cast<std::size_t>(t)]);
     });
-    parallel_for(static_cast<std::int64_t>(plan_.blocks().size()), plan_.threads(), [&](std::int64_t i, int w) {
-      const QueryBlock& block = plan_.blocks()[static_cast<std::size_t>(i)];
-      Worker& worker = at(w);
-      worker.total.reset(plan_.rows(block));
-      for (std::int64_t chunk = 0; chunk < plan_.chunks(block.sequence); ++chunk)
-        worker.total.merge(states[first_task[static_cast<std::size_t>(i)] + static_cast<std::size_t>(chunk)], worker.tile.log2_factor());
-      finish(block, worker);
-    });
+    parallel_for(static_cast<std::int64_t>(plan_.blocks().size()), plan_.threads(),
+                 [&](std::int64_t i, int w) {
+                   const QueryBlock& block = plan_.blocks()[static_cast<std::size_t>(i)];
+                   Worker& worker = at(w);
+                   worker.total.reset(plan_.rows(block));
+                   for (std::int64_t chunk = 0; chunk < plan_.chunks(block.sequence); ++chunk)
+                     worker.total.merge(
+                         states[first_task[static_cast<std::size_t>(i)] + static_cast<std::size_t>(chunk)],
+                         worker.tile.log2_factor());
+                   finish(block, worker);
+                 });
   }
 
   // One chunk of keys from the empty state.
@@ -117,7 +126,8 @@ class Forward {
       if (coverage == Coverage::empty) continue;
       tiles_.use(worker.engine, block.sequence, block.kv_head, first / Engine::width, worker.scratch);
       for (std::int64_t row = 0; row < plan_.rows(block); row += Engine::strip_rows) {
-        worker.tile.place(block, row, std::min(Engine::strip_rows, plan_.rows(block) - row), first, count, coverage);
+        worker.tile.place(block, row, std::min(Engine::strip_rows, plan_.rows(block) - row), first, count,
+                          coverage);
         worker.engine.scores(worker.tile);
         worker.tile.apply_programs();
         state.update(worker.engine, worker.tile, plan_.mutant());
@@ -129,15 +139,17 @@ class Forward {
   void finish(const QueryBlock& block, Worker& worker) {
     for (std::int64_t r = 0; r < plan_.rows(block); ++r) {
       const std::int64_t query = plan_.query(block, r), head = plan_.head(block, r);
-      const float sink = problem_.sinks ? load_element(tensors_.sinks.data, DType::float32, head * tensors_.sinks.stride[0])
-                                        : -std::numeric_limits<float>::infinity();
+      const float sink =
+          problem_.sinks ? load_element(tensors_.sinks.data, DType::float32, head * tensors_.sinks.stride[0])
+                         : -std::numeric_limits<float>::infinity();
       const float lse = worker.total.finish(r, worker.tile.natural_factor(), sink);
       const TensorView& out = tensors_.out;
-      auto* to = static_cast<std::byte*>(out.data) +
-                 (query * out.stride[0] + head * out.stride[1]) * static_cast<std::int64_t>(size_of(out.dtype));
+      auto* to = static_cast<std::byte*>(out.data) + (query * out.stride[0] + head * out.stride[1]) *
+                                                         static_cast<std::int64_t>(size_of(out.dtype));
       simd::from_float(worker.total.out(r), out.dtype, to, problem_.value_dim());
       if (!tensors_.lse.empty())
-        store_element(tensors_.lse.data, DType::float32, query * tensors_.lse.stride[0] + head * tensors_.lse.stride[1], lse);
+        store_element(tensors_.lse.data, DType::float32,
+                      query * tensors_.lse.stride[0] + head * tensors_.lse.stride[1], lse);
     }
   }
 
@@ -152,8 +164,10 @@ class Forward {
 
 void forward(const TiledPlan& plan, const ForwardTensors& tensors) {
   if (plan.blocks().empty()) return;
-  if (plan.arithmetic() == Arithmetic::fp32_fma) Forward<Fp32Engine>(plan, tensors).run();
-  else Forward<DotEngine>(plan, tensors).run();
+  if (plan.arithmetic() == Arithmetic::fp32_fma)
+    Forward<Fp32Engine>(plan, tensors).run();
+  else
+    Forward<DotEngine>(plan, tensors).run();
 }
 
 }  // namespace chorale::tiled

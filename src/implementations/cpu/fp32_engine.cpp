@@ -25,14 +25,17 @@ void Fp32Engine::load_queries(const QueryBlock& block, const TensorView& q) {
 
 void Fp32Engine::scores(ScoreTile& tile) {
   const std::int64_t dim = plan_.problem().head_dim;
-  simd::multiply({tile.rows(), tile.count(), dim}, {queries_.data() + tile.first_row() * dim, dim, 1}, keys_, width, tile.data(), width, false);
+  simd::multiply({tile.rows(), tile.count(), dim}, {queries_.data() + tile.first_row() * dim, dim, 1}, keys_,
+                 width, tile.data(), width, false);
 }
 
 void Fp32Engine::accumulate(ScoreTile& tile, float* out, std::int64_t out_row) {
   const simd::ProductShape shape{tile.rows(), plan_.problem().value_dim(), tile.count()};
   const simd::Operand p{tile.data(), width, 1};
-  if (tile.visible() == nullptr || all_finite(values_, tile.count() * out_row)) simd::multiply(shape, p, values_, out_row, out, out_row, true);
-  else simd::multiply_visible(shape, p, values_, out_row, tile.visible(), out, out_row, true);
+  if (tile.visible() == nullptr || all_finite(values_, tile.count() * out_row))
+    simd::multiply(shape, p, values_, out_row, out, out_row, true);
+  else
+    simd::multiply_visible(shape, p, values_, out_row, tile.visible(), out, out_row, true);
 }
 
 }  // namespace chorale::tiled

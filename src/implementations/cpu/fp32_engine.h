@@ -1,7 +1,7 @@
 // Products of float32 chains: every type and every processor with AVX2.
 //
-// An engine loads a query block and a key tile in the form that its products want, computes scores, and multiplies
-// probabilities with values. Its order of arithmetic is named by `arithmetic`.
+// An engine loads a query block and a key tile in the form that its products want, computes scores, and
+// multiplies probabilities with values. Its order of arithmetic is named by `arithmetic`.
 #pragma once
 
 #include <vector>
@@ -14,9 +14,9 @@ namespace chorale::tiled {
 
 class Fp32Engine {
  public:
-  using Element = float;                               // of packed keys and values
+  using Element = float;  // of packed keys and values
   static constexpr std::int64_t width = tile_keys;
-  static constexpr std::int64_t strip_rows = 48;       // rows whose scores stay in the first-level cache
+  static constexpr std::int64_t strip_rows = 48;  // rows whose scores stay in the first-level cache
 
   explicit Fp32Engine(const TiledPlan& plan);
 
@@ -25,7 +25,9 @@ class Fp32Engine {
 
   // Sizes of one packed tile, in Elements.
   static std::int64_t key_elements(const Problem& problem) { return problem.head_dim * width; }
-  static std::int64_t value_elements(const Problem& problem) { return width * simd::round_up(problem.value_dim()); }
+  static std::int64_t value_elements(const Problem& problem) {
+    return width * simd::round_up(problem.value_dim());
+  }
   // Packs `count` rows from position `first` on.
   void pack_keys(const KeyRows& keys, std::int64_t first, std::int64_t count, float* packed);
   void pack_values(const KeyRows& values, std::int64_t first, std::int64_t count, float* packed);

@@ -42,13 +42,13 @@ void Fp32Gradients::load_queries(const QueryBlock& block) {
 }
 
 void Fp32Gradients::scores(ScoreTile& tile) {
-  simd::multiply({tile.rows(), tile.count(), plan_.problem().head_dim}, {queries_.data(), key_row_, 1}, keys_transposed_.data(), width,
-                 tile.data(), width, false);
+  simd::multiply({tile.rows(), tile.count(), plan_.problem().head_dim}, {queries_.data(), key_row_, 1},
+                 keys_transposed_.data(), width, tile.data(), width, false);
 }
 
 void Fp32Gradients::grad_probabilities(ScoreTile& tile, float* out) {
-  simd::multiply({tile.rows(), tile.count(), plan_.problem().value_dim()}, {grad_outs_.data(), value_row_, 1}, values_transposed_.data(),
-                 width, out, width, false);
+  simd::multiply({tile.rows(), tile.count(), plan_.problem().value_dim()}, {grad_outs_.data(), value_row_, 1},
+                 values_transposed_.data(), width, out, width, false);
 }
 
 void Fp32Gradients::take(ScoreTile&, const float* grad_scores) { grad_scores_ = grad_scores; }
@@ -59,21 +59,26 @@ void Fp32Gradients::clear_grad_keys() {
 }
 
 // out += a * b over the pairs that the mask shows; `a` lies like the tile, perhaps transposed.
-void Fp32Gradients::add(const simd::ProductShape& shape, const simd::Operand& a, const float* b, std::int64_t row, const ScoreTile& tile,
-                        float* out) {
-  if (tile.visible() == nullptr || (all_finite(a.data, tile.rows() * width) && all_finite(b, shape.inner * row)))
+void Fp32Gradients::add(const simd::ProductShape& shape, const simd::Operand& a, const float* b,
+                        std::int64_t row, const ScoreTile& tile, float* out) {
+  if (tile.visible() == nullptr ||
+      (all_finite(a.data, tile.rows() * width) && all_finite(b, shape.inner * row)))
     simd::multiply(shape, a, b, row, out, row, true);
-  else simd::multiply_visible(shape, a, b, row, tile.visible(), out, row, true);
+  else
+    simd::multiply_visible(shape, a, b, row, tile.visible(), out, row, true);
 }
 
 void Fp32Gradients::add_grad_keys(ScoreTile& tile) {
   const Problem& problem = plan_.problem();
-  add({tile.count(), problem.value_dim(), tile.rows()}, {tile.data(), 1, width}, grad_outs_.data(), value_row_, tile, grad_values_.data());
-  add({tile.count(), problem.head_dim, tile.rows()}, {grad_scores_, 1, width}, queries_.data(), key_row_, tile, grad_keys_.data());
+  add({tile.count(), problem.value_dim(), tile.rows()}, {tile.data(), 1, width}, grad_outs_.data(),
+      value_row_, tile, grad_values_.data());
+  add({tile.count(), problem.head_dim, tile.rows()}, {grad_scores_, 1, width}, queries_.data(), key_row_,
+      tile, grad_keys_.data());
 }
 
 void Fp32Gradients::add_grad_queries(ScoreTile& tile, float* grad_queries) {
-  add({tile.rows(), plan_.problem().head_dim, tile.count()}, {grad_scores_, width, 1}, keys_.data(), key_row_, tile, grad_queries);
+  add({tile.rows(), plan_.problem().head_dim, tile.count()}, {grad_scores_, width, 1}, keys_.data(), key_row_,
+      tile, grad_queries);
 }
 
 }  // namespace chorale::tiled

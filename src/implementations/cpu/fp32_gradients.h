@@ -23,27 +23,28 @@ class Fp32Gradients {
 
   struct Scope {};
   Scope scope() const { return {}; }
-  std::int64_t key_row() const { return key_row_; }   // floats from one row of grad_queries to the next
+  std::int64_t key_row() const { return key_row_; }  // floats from one row of grad_queries to the next
 
   void load_keys(int sequence, int kv_head, std::int64_t first, std::int64_t count);
   void load_queries(const QueryBlock& block);
   void scores(ScoreTile& tile);
-  void grad_probabilities(ScoreTile& tile, float* out);           // grad_out . v, laid out as the tile is
-  void take(ScoreTile& tile, const float* grad_scores);           // P is in the tile: what the sums below are made of
+  void grad_probabilities(ScoreTile& tile, float* out);  // grad_out . v, laid out as the tile is
+  void take(ScoreTile& tile, const float* grad_scores);  // P is in the tile: what the sums below are made of
   void clear_grad_keys();
-  void add_grad_keys(ScoreTile& tile);                            // grad_V and grad_K of the loaded keys
+  void add_grad_keys(ScoreTile& tile);  // grad_V and grad_K of the loaded keys
   void add_grad_queries(ScoreTile& tile, float* grad_queries);
   void finish_grad_keys() {}
   float* grad_key(std::int64_t j) { return grad_keys_.data() + j * key_row_; }
   float* grad_value(std::int64_t j) { return grad_values_.data() + j * value_row_; }
 
  private:
-  void add(const simd::ProductShape& shape, const simd::Operand& a, const float* b, std::int64_t row, const ScoreTile& tile, float* out);
+  void add(const simd::ProductShape& shape, const simd::Operand& a, const float* b, std::int64_t row,
+           const ScoreTile& tile, float* out);
 
   const TiledPlan& plan_;
   const BackwardTensors& tensors_;
-  std::int64_t key_row_, value_row_;                    // padded dimensions
-  std::vector<float> queries_, grad_outs_;              // of the block
+  std::int64_t key_row_, value_row_;        // padded dimensions
+  std::vector<float> queries_, grad_outs_;  // of the block
   std::vector<float> keys_, keys_transposed_, values_, values_transposed_;
   std::vector<float> grad_keys_, grad_values_;
   const float* grad_scores_ = nullptr;

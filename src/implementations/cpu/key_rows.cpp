@@ -23,13 +23,14 @@ void load_row(const std::byte* from, DType dtype, std::int64_t stride, std::int6
 
 void load_row(const std::byte* from, DType, std::int64_t stride, std::int64_t count, bfloat16* to) {
   const auto* elements = reinterpret_cast<const bfloat16*>(from);
-  if (stride == 1) std::memcpy(to, elements, static_cast<std::size_t>(count) * sizeof(bfloat16));
+  if (stride == 1)
+    std::memcpy(to, elements, static_cast<std::size_t>(count) * sizeof(bfloat16));
   else
     for (std::int64_t i = 0; i < count; ++i) to[i] = elements[i * stride];
 }
 
-KeyRows::KeyRows(const TiledPlan& plan, const TensorView& tensor, const TensorView& scales, int sequence, int kv_head,
-                 bool is_value)
+KeyRows::KeyRows(const TiledPlan& plan, const TensorView& tensor, const TensorView& scales, int sequence,
+                 int kv_head, bool is_value)
     : dtype_(tensor.dtype),
       computed_(plan.problem().dtype),
       scale_(scales.empty() ? 0 : load_element(scales.data, scales.dtype, kv_head * scales.stride[0])),
@@ -62,7 +63,8 @@ const std::byte* KeyRows::row(std::int64_t position) const {
 void KeyRows::locate(std::int64_t first, std::int64_t count, const bfloat16** rows, bfloat16* scratch) const {
   for (std::int64_t i = 0; i < count; ++i) {
     const std::byte* from = row(first + i);
-    if (first + count + i < keys_) prefetch(row(first + count + i), dim_ * static_cast<std::int64_t>(size_of(dtype_)));
+    if (first + count + i < keys_)
+      prefetch(row(first + count + i), dim_ * static_cast<std::int64_t>(size_of(dtype_)));
     rows[i] = reinterpret_cast<const bfloat16*>(from);
     if (dim_stride_ == 1 && scale_ == 0) continue;
     bfloat16* gathered = scratch + i * dim_;
@@ -73,14 +75,15 @@ void KeyRows::locate(std::int64_t first, std::int64_t count, const bfloat16** ro
       float values[Problem::max_head_dim];
       load_row(from, dtype_, dim_stride_, dim_, values);
       dequantise(values);
-      simd::from_float(values, DType::bfloat16, gathered, dim_);   // exact: they have been rounded
+      simd::from_float(values, DType::bfloat16, gathered, dim_);  // exact: they have been rounded
     }
   }
 }
 
 void KeyRows::load(std::int64_t first, std::int64_t count, float* out, std::int64_t out_row) const {
   for (std::int64_t i = 0; i < count; ++i) {
-    if (first + count + i < keys_) prefetch(row(first + count + i), dim_ * static_cast<std::int64_t>(size_of(dtype_)));
+    if (first + count + i < keys_)
+      prefetch(row(first + count + i), dim_ * static_cast<std::int64_t>(size_of(dtype_)));
     load_row(row(first + i), dtype_, dim_stride_, dim_, out + i * out_row);
     if (scale_ != 0) dequantise(out + i * out_row);
   }

@@ -16,15 +16,17 @@ void load_row(const std::byte* from, DType dtype, std::int64_t stride, std::int6
 // Keys or values of one sequence and KV head, by logical position.
 class KeyRows {
  public:
-  // `tensor`: packed [S, kv_heads, dim] or pages [pages, page_size, kv_heads, dim]; codes where `scales` [kv_heads] is
-  // not empty.
-  KeyRows(const TiledPlan& plan, const TensorView& tensor, const TensorView& scales, int sequence, int kv_head, bool is_value);
+  // `tensor`: packed [S, kv_heads, dim] or pages [pages, page_size, kv_heads, dim]; codes where `scales`
+  // [kv_heads] is not empty.
+  KeyRows(const TiledPlan& plan, const TensorView& tensor, const TensorView& scales, int sequence,
+          int kv_head, bool is_value);
 
   std::int64_t dim() const { return dim_; }
   // Rows of positions [first, first + count) to out, out_row floats apart.
   void load(std::int64_t first, std::int64_t count, float* out, std::int64_t out_row) const;
-  // Where rows of positions [first, first + count) of a bfloat16 problem lie: in the tensor, or gathered in `scratch`
-  // [count, dim] if their elements are codes or not contiguous there. Asks the memory for as many rows after them.
+  // Where rows of positions [first, first + count) of a bfloat16 problem lie: in the tensor, or gathered in
+  // `scratch` [count, dim] if their elements are codes or not contiguous there. Asks the memory for as many
+  // rows after them.
   void locate(std::int64_t first, std::int64_t count, const bfloat16** rows, bfloat16* scratch) const;
 
  private:
@@ -33,13 +35,13 @@ class KeyRows {
 
   const std::byte* base_;
   DType dtype_;
-  DType computed_;                              // what codes are rounded to
-  float scale_ = 0;                             // of codes; 0: not codes
+  DType computed_;   // what codes are rounded to
+  float scale_ = 0;  // of codes; 0: not codes
   std::int64_t dim_, dim_stride_;
-  std::int64_t page_stride_ = 0, row_stride_;   // in bytes
-  const std::int32_t* pages_ = nullptr;         // of this sequence; none where packed
+  std::int64_t page_stride_ = 0, row_stride_;  // in bytes
+  const std::int32_t* pages_ = nullptr;        // of this sequence; none where packed
   std::int64_t page_size_ = 0;
-  std::int64_t keys_;                           // of the sequence
+  std::int64_t keys_;  // of the sequence
   bool swap_pages_;
 };
 

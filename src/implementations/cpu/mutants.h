@@ -1,7 +1,7 @@
 // Kernels that are broken on purpose, to prove that the tests would notice.
 //
-// The library is compiled without them: `is_mutant` is then false at compile time. tests/implementations compiles the
-// same sources once more with CHORALE_CPU_MUTANTS, in a namespace of their own.
+// The library is compiled without them: `is_mutant` is then false at compile time. tests/implementations
+// compiles the same sources once more with CHORALE_CPU_MUTANTS, in a namespace of their own.
 #pragma once
 
 #include "chorale/implementation.h"

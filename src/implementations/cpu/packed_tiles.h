@@ -1,5 +1,5 @@
-// Key tiles in an engine's form. A sequence whose keys several query blocks read is packed once, by all threads, before
-// the blocks start; other tiles are packed where they are used.
+// Key tiles in an engine's form. A sequence whose keys several query blocks read is packed once, by all
+// threads, before the blocks start; other tiles are packed where they are used.
 #pragma once
 
 #include <algorithm>
@@ -62,12 +62,15 @@ class PackedTiles {
   }
 
  private:
-  std::int64_t tile_count(int sequence) const { return (plan_.keys(sequence) + Engine::width - 1) / Engine::width; }
+  std::int64_t tile_count(int sequence) const {
+    return (plan_.keys(sequence) + Engine::width - 1) / Engine::width;
+  }
 
   void fill(Engine& engine, int sequence, int head, std::int64_t tile, Element* keys, Element* values) const {
     const KeyRows key_rows(plan_, tensors_.k, tensors_.k_scale, sequence, head, false);
     const KeyRows value_rows(plan_, tensors_.v, tensors_.v_scale, sequence, head, true);
-    const std::int64_t first = tile * Engine::width, count = std::min(Engine::width, plan_.keys(sequence) - first);
+    const std::int64_t first = tile * Engine::width,
+                       count = std::min(Engine::width, plan_.keys(sequence) - first);
     engine.pack_keys(key_rows, first, count, keys);
     engine.pack_values(value_rows, first, count, values);
   }
@@ -75,7 +78,7 @@ class PackedTiles {
   const TiledPlan& plan_;
   const ForwardTensors& tensors_;
   std::int64_t key_elements_, value_elements_, tiles_ = 0;
-  std::vector<std::int64_t> first_tile_;     // of each sequence; -1: packed where used
+  std::vector<std::int64_t> first_tile_;  // of each sequence; -1: packed where used
   std::vector<Element> keys_, values_;
 };
 

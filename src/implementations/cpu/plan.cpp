@@ -6,8 +6,8 @@
 
 namespace chorale::tiled {
 
-TiledPlan::TiledPlan(std::string_view implementation, Problem bound, Batch step, Arithmetic arithmetic, int threads,
-                     Mutant mutant)
+TiledPlan::TiledPlan(std::string_view implementation, Problem bound, Batch step, Arithmetic arithmetic,
+                     int threads, Mutant mutant)
     : Plan(implementation, std::move(bound), std::move(step)),
       positions_(std::max<std::int64_t>(1, block_rows / problem().group_size())),
       arithmetic_(arithmetic),
@@ -33,7 +33,8 @@ QueryBlock TiledPlan::block(int sequence, int kv_head, std::int64_t index) const
 std::int64_t TiledPlan::keys(int sequence) const {
   const std::int64_t keys = batch().kv_len(sequence);
   if (is_mutant(mutant_, Mutant::drop_last_key)) return std::max<std::int64_t>(keys - 1, 0);
-  if (is_mutant(mutant_, Mutant::drop_page) && batch().is_paged()) return std::max<std::int64_t>(keys - batch().page_size, 0);
+  if (is_mutant(mutant_, Mutant::drop_page) && batch().is_paged())
+    return std::max<std::int64_t>(keys - batch().page_size, 0);
   return keys;
 }
 

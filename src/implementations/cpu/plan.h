@@ -11,8 +11,8 @@
 
 namespace chorale::tiled {
 
-// Consecutive query rows of one sequence with all query heads of one KV head: they share every key tile. Row r of the
-// block is query row first + r / group_size under head kv_head * group_size + r % group_size.
+// Consecutive query rows of one sequence with all query heads of one KV head: they share every key tile. Row
+// r of the block is query row first + r / group_size under head kv_head * group_size + r % group_size.
 struct QueryBlock {
   int sequence = 0;
   int kv_head = 0;
@@ -23,16 +23,21 @@ struct QueryBlock {
 
 class TiledPlan : public Plan {
  public:
-  TiledPlan(std::string_view implementation, Problem problem, Batch batch, Arithmetic arithmetic, int threads, Mutant mutant);
+  TiledPlan(std::string_view implementation, Problem problem, Batch batch, Arithmetic arithmetic, int threads,
+            Mutant mutant);
 
-  const std::vector<QueryBlock>& blocks() const { return blocks_; }   // of all sequences and heads, longest first
+  const std::vector<QueryBlock>& blocks() const {
+    return blocks_;
+  }  // of all sequences and heads, longest first
   // The blocks of one sequence and head, in ascending order of their rows.
-  std::int64_t block_count(int sequence) const { return (batch().q_len(sequence) + positions_ - 1) / positions_; }
+  std::int64_t block_count(int sequence) const {
+    return (batch().q_len(sequence) + positions_ - 1) / positions_;
+  }
   QueryBlock block(int sequence, int kv_head, std::int64_t index) const;
-  std::int64_t most_rows() const { return most_rows_; }               // of any block
+  std::int64_t most_rows() const { return most_rows_; }  // of any block
   std::int64_t most_rows_padded() const { return (most_rows_ + 31) / 32 * 32; }
   Arithmetic arithmetic() const { return arithmetic_; }
-  int threads() const { return threads_; }                            // at least 1
+  int threads() const { return threads_; }  // at least 1
   Mutant mutant() const { return mutant_; }
 
   std::int64_t rows(const QueryBlock& block) const { return block.positions * problem().group_size(); }
@@ -51,7 +56,7 @@ class TiledPlan : public Plan {
   }
 
  private:
-  std::int64_t positions_;   // of a full block
+  std::int64_t positions_;  // of a full block
   std::int64_t most_rows_ = 0;
   std::vector<QueryBlock> blocks_;
   Arithmetic arithmetic_;

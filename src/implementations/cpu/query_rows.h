@@ -6,8 +6,10 @@
 namespace chorale::tiled {
 
 // As float32, out_row floats apart.
-void load_block(const TiledPlan& plan, const QueryBlock& block, const TensorView& tensor, float* out, std::int64_t out_row);
+void load_block(const TiledPlan& plan, const QueryBlock& block, const TensorView& tensor, float* out,
+                std::int64_t out_row);
 // As they are stored, for 16-bit tensors; out_row elements apart.
-void load_block(const TiledPlan& plan, const QueryBlock& block, const TensorView& tensor, bfloat16* out, std::int64_t out_row);
+void load_block(const TiledPlan& plan, const QueryBlock& block, const TensorView& tensor, bfloat16* out,
+                std::int64_t out_row);
 
 }  // namespace chorale::tiled

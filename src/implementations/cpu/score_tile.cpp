@@ -24,10 +24,11 @@ ScoreTile::ScoreTile(const TiledPlan& plan, std::int64_t most_rows, std::int64_t
 }
 
 Point ScoreTile::start(std::int64_t r) const {
-  return {.b = block_.sequence,
-          .h = plan_.problem().first_query_head + plan_.head(block_, first_row_ + r),
-          .q = plan_.position(block_.sequence, block_.first + (first_row_ + r) / plan_.problem().group_size()),
-          .k = first_};
+  return {
+      .b = block_.sequence,
+      .h = plan_.problem().first_query_head + plan_.head(block_, first_row_ + r),
+      .q = plan_.position(block_.sequence, block_.first + (first_row_ + r) / plan_.problem().group_size()),
+      .k = first_};
 }
 
 Coverage ScoreTile::cover(const QueryBlock& block, std::int64_t first, std::int64_t count) const {
@@ -64,7 +65,8 @@ void ScoreTile::apply_programs() {
       std::uint8_t* shown = visible_.data() + r * width_;
       mask_.mask(start(r), count_, shown);
       float* score = row(r);
-      for (std::int64_t i = 0; i < count_; ++i) score[i] = shown[i] ? score[i] : -std::numeric_limits<float>::infinity();
+      for (std::int64_t i = 0; i < count_; ++i)
+        score[i] = shown[i] ? score[i] : -std::numeric_limits<float>::infinity();
     }
   }
 }

@@ -1,5 +1,5 @@
-// Scores of some rows of a query block against one tile of keys, and what the problem's programs make of them. Every
-// engine and both passes share it; only the products differ.
+// Scores of some rows of a query block against one tile of keys, and what the problem's programs make of
+// them. Every engine and both passes share it; only the products differ.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,10 @@ class ScoreTile {
   // What the mask shows of keys [first, first + count) to a block: interval arithmetic, nothing is computed.
   Coverage cover(const QueryBlock& block, std::int64_t first, std::int64_t count) const;
 
-  // Which scores come next: rows [first_row, first_row + rows) of the block against keys [first, first + count).
-  void place(const QueryBlock& block, std::int64_t first_row, std::int64_t rows, std::int64_t first, std::int64_t count,
-             Coverage coverage);
+  // Which scores come next: rows [first_row, first_row + rows) of the block against keys [first, first +
+  // count).
+  void place(const QueryBlock& block, std::int64_t first_row, std::int64_t rows, std::int64_t first,
+             std::int64_t count, Coverage coverage);
   // Turns the products query . key that an engine has written into scores: hidden pairs are -inf.
   void apply_programs();
   // Multiplies gradients of the scores, laid out as the tile is, by the score program's derivative.
@@ -36,7 +37,8 @@ class ScoreTile {
   // 1 or 0 for each pair, laid out as the tile is; null where every pair is visible.
   const std::uint8_t* visible() const { return coverage_ == Coverage::full ? nullptr : visible_.data(); }
 
-  // exp(score) = exp2(value * log2_factor()) for the values in this tile; natural score = value * natural_factor().
+  // exp(score) = exp2(value * log2_factor()) for the values in this tile; natural score = value *
+  // natural_factor().
   float log2_factor() const { return log2_factor_; }
   float natural_factor() const { return natural_factor_; }
 
@@ -51,7 +53,7 @@ class ScoreTile {
   std::int64_t first_row_ = 0, rows_ = 0, first_ = 0, count_ = 0;
   Coverage coverage_ = Coverage::empty;
   std::vector<float> scores_;
-  std::vector<float> before_score_;         // scale * (query . key): what the score program and its derivative see
+  std::vector<float> before_score_;  // scale * (query . key): what the score program and its derivative see
   std::vector<std::uint8_t> visible_;
 };
 

@@ -10,9 +10,11 @@ namespace {
 // The larger of two; NaN stays, so that a broken score is seen in the output.
 float larger(float x, float y) { return y > x || std::isnan(y) ? y : x; }
 
-// What a state under maximum `from` is multiplied by under maximum `to`, as an exponent of 2: exactly 0 where they are
-// equal, -inf included.
-float rescale_exponent(float from, float to, float log2_factor) { return from == to ? 0.0f : (from - to) * log2_factor; }
+// What a state under maximum `from` is multiplied by under maximum `to`, as an exponent of 2: exactly 0 where
+// they are equal, -inf included.
+float rescale_exponent(float from, float to, float log2_factor) {
+  return from == to ? 0.0f : (from - to) * log2_factor;
+}
 
 }  // namespace
 
@@ -22,7 +24,8 @@ SoftmaxState::SoftmaxState(std::int64_t most_rows, std::int64_t value_dim)
       maximum_(static_cast<std::size_t>(most_rows)),
       sum_(static_cast<std::size_t>(most_rows)),
       tile_sums_(static_cast<std::size_t>(most_rows)),
-      out_(static_cast<std::size_t>(simd::round_up(most_rows) * value_row_)) {}  // engines write whole groups of rows
+      out_(static_cast<std::size_t>(simd::round_up(most_rows) * value_row_)) {
+}  // engines write whole groups of rows
 
 void SoftmaxState::reset(std::int64_t rows) {
   rows_ = rows;
@@ -31,9 +34,11 @@ void SoftmaxState::reset(std::int64_t rows) {
   std::fill(out_.begin(), out_.end(), 0.0f);
 }
 
-void SoftmaxState::rescale(std::int64_t first, std::span<const float> maxima, float log2_factor, bool rescale_out) {
+void SoftmaxState::rescale(std::int64_t first, std::span<const float> maxima, float log2_factor,
+                           bool rescale_out) {
   std::array<float, 128> factors{};
-  for (std::size_t i = 0; i < maxima.size(); ++i) factors[i] = rescale_exponent(maximum_[first + i], maxima[i], log2_factor);
+  for (std::size_t i = 0; i < maxima.size(); ++i)
+    factors[i] = rescale_exponent(maximum_[first + i], maxima[i], log2_factor);
   simd::exp2_nonpositive(factors.data(), factors.data(), static_cast<std::int64_t>(maxima.size()));
   for (std::size_t i = 0; i < maxima.size(); ++i) {
     const std::int64_t r = first + static_cast<std::int64_t>(i);
@@ -54,7 +59,8 @@ void SoftmaxState::merge(const SoftmaxState& later, float log2_factor) {
       continue;
     }
     const float maximum = larger(maximum_[r], later.maximum_[r]);
-    float factors[] = {rescale_exponent(maximum_[r], maximum, log2_factor), rescale_exponent(later.maximum_[r], maximum, log2_factor)};
+    float factors[] = {rescale_exponent(maximum_[r], maximum, log2_factor),
+                       rescale_exponent(later.maximum_[r], maximum, log2_factor)};
     simd::exp2_nonpositive(factors, factors, 2);
     maximum_[r] = maximum;
     sum_[r] = std::fma(later.sum_[r], factors[1], sum_[r] * factors[0]);

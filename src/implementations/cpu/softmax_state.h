@@ -1,8 +1,8 @@
-// The state of an online softmax over some keys, for the rows of a query block: running maximum m, sum l and weighted
-// values O of each row, so that the output over those keys is O / l.
+// The state of an online softmax over some keys, for the rows of a query block: running maximum m, sum l and
+// weighted values O of each row, so that the output over those keys is O / l.
 //
-// It owns the edge cases: a row that has seen nothing is (m = -inf, l = 0, O = 0), hidden keys leave a row's state as
-// it was to the bit, and merging with such a row changes nothing.
+// It owns the edge cases: a row that has seen nothing is (m = -inf, l = 0, O = 0), hidden keys leave a row's
+// state as it was to the bit, and merging with such a row changes nothing.
 #pragma once
 
 #include <array>
@@ -21,8 +21,8 @@ class SoftmaxState {
   SoftmaxState(std::int64_t most_rows, std::int64_t value_dim);
 
   void reset(std::int64_t rows);
-  // Takes in the rows and keys of one tile. The engine turns each row of scores into probabilities and multiplies them
-  // with the values that it has loaded.
+  // Takes in the rows and keys of one tile. The engine turns each row of scores into probabilities and
+  // multiplies them with the values that it has loaded.
   template <class Engine>
   void update(Engine& engine, ScoreTile& tile, Mutant mutant);
   // This state, then the state of later keys. `log2_factor` as in ScoreTile.
@@ -36,7 +36,9 @@ class SoftmaxState {
  private:
   static constexpr float nothing = -std::numeric_limits<float>::infinity();
 
-  bool empty(std::int64_t r) const { return maximum_[r] == nothing && sum_[r] == 0.0f; }   // NaN is not nothing
+  bool empty(std::int64_t r) const {
+    return maximum_[r] == nothing && sum_[r] == 0.0f;
+  }  // NaN is not nothing
   float* mutable_out(std::int64_t r) { return out_.data() + r * value_row_; }
   // Puts rows from `first` on under larger maxima.
   void rescale(std::int64_t first, std::span<const float> maxima, float log2_factor, bool rescale_out);

@@ -140,7 +140,8 @@ class Eager final : public Implementation {
   Status supports(const Problem& problem, const Device&, Phase) const override { return problem.validate(); }
 
   Fingerprint fingerprint(const Problem& problem, const Device&) const override {
-    return with_kv_dtype({{{"kernel", "eager"}, {"arithmetic", "f64"}, {"order", "key-by-key"}, {"exp", "libm"}}}, problem);
+    return with_kv_dtype(
+        {{{"kernel", "eager"}, {"arithmetic", "f64"}, {"order", "key-by-key"}, {"exp", "libm"}}}, problem);
   }
 
   Result<std::shared_ptr<const Plan>> plan(const Problem& problem, const Batch& batch,

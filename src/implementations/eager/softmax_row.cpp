@@ -33,7 +33,8 @@ void write_row(const TensorView& view, std::initializer_list<std::int64_t> index
   }
 }
 
-Matrix read_keys(const Plan& plan, int sequence, const TensorView& keys, const TensorView& scales, int kv_head) {
+Matrix read_keys(const Plan& plan, int sequence, const TensorView& keys, const TensorView& scales,
+                 int kv_head) {
   const Batch& batch = plan.batch();
   Matrix matrix = Matrix::zeros(batch.kv_len(sequence), keys.shape[keys.rank - 1]);
   for (std::int64_t position = 0; position < matrix.rows; ++position) {
@@ -48,7 +49,8 @@ Matrix read_keys(const Plan& plan, int sequence, const TensorView& keys, const T
   }
   if (!scales.empty()) {
     const float scale = load_element(scales.data, scales.dtype, kv_head * scales.stride[0]);
-    for (double& value : matrix.values) value = round_to(plan.problem().dtype, static_cast<float>(value) * scale);
+    for (double& value : matrix.values)
+      value = round_to(plan.problem().dtype, static_cast<float>(value) * scale);
   }
   return matrix;
 }

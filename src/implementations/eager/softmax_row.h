@@ -41,9 +41,10 @@ void read_row(const TensorView& view, std::initializer_list<std::int64_t> index,
 void write_row(const TensorView& view, std::initializer_list<std::int64_t> index,
                std::span<const double> row);
 
-// One head of a sequence's keys (or values) in logical order: [kv_len, columns]. `scales` is empty unless they are codes
-// of an 8-bit type.
-Matrix read_keys(const Plan& plan, int sequence, const TensorView& keys, const TensorView& scales, int kv_head);
+// One head of a sequence's keys (or values) in logical order: [kv_len, columns]. `scales` is empty unless
+// they are codes of an 8-bit type.
+Matrix read_keys(const Plan& plan, int sequence, const TensorView& keys, const TensorView& scales,
+                 int kv_head);
 
 double dot(std::span<const double> x, std::span<const double> y);
 // y += factor * x

@@ -150,8 +150,9 @@ namespace {
 // Whether probabilities are rounded to 16 bits before they meet values: the fingerprint's part "p" says so.
 bool rounds_weights(const Implementation& implementation, const Case& test, const Device& device) {
   const Fingerprint fingerprint = implementation.fingerprint(test.problem, device);
-  return std::ranges::any_of(fingerprint.parts,
-                             [](const Fingerprint::Part& part) { return part.name == "p" && part.value != "fp32"; });
+  return std::ranges::any_of(fingerprint.parts, [](const Fingerprint::Part& part) {
+    return part.name == "p" && part.value != "fp32";
+  });
 }
 
 }  // namespace

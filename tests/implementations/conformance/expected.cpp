@@ -64,14 +64,15 @@ struct Sums {
     }
   }
   // 0.75 u (|value| + |n|) and the rest; the whole of u where too few columns even out one rounding's luck.
-  // Where weights are rounded before they are summed, a single column can be off by more than the luck of many.
+  // Where weights are rounded before they are summed, a single column can be off by more than the luck of
+  // many.
   double bound(DType dtype, bool weights_rounded) const {
     double n = 0;
     for (const double s : squares) n += s;
     const double share = value.size() < 16 ? 1 : 0.75;
     const double weights_share = weights_rounded ? share + 0.5 : share;
-    return u_of(dtype) * (share * norm(value) + weights_share * std::sqrt(n)) + norm(absolute) + std::sqrt(common_squares) +
-           least_of(dtype) * std::sqrt(static_cast<double>(value.size()));
+    return u_of(dtype) * (share * norm(value) + weights_share * std::sqrt(n)) + norm(absolute) +
+           std::sqrt(common_squares) + least_of(dtype) * std::sqrt(static_cast<double>(value.size()));
   }
 };
 
@@ -142,7 +143,8 @@ class Reference {
       first_key += batch_.kv_len(b);
     }
     for (int head = 0; problem_.sinks && head < problem_.query_heads; ++head) {
-      finish(expected_.grad_sinks, head, sinks_[static_cast<std::size_t>(head)], DType::float32, weights_rounded_);
+      finish(expected_.grad_sinks, head, sinks_[static_cast<std::size_t>(head)], DType::float32,
+             weights_rounded_);
     }
     return std::move(expected_);
   }
@@ -247,7 +249,8 @@ class Reference {
       eager::add_scaled(scale * p * slope, keys.row(position), shift);
     }
     grad_query.common_squares = square(off * norm(shift));
-    finish(expected_.grad_q, place * problem_.query_heads + head, grad_query, problem_.dtype, weights_rounded_);
+    finish(expected_.grad_q, place * problem_.query_heads + head, grad_query, problem_.dtype,
+           weights_rounded_);
 
     if (!problem_.sinks) return;
     Sums& sink = sinks_[static_cast<std::size_t>(head)];

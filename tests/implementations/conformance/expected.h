@@ -31,8 +31,8 @@ struct Expected {
 eager::Matrix read_keys(const Problem& problem, const Batch& batch, int sequence, const TensorView& keys,
                         const TensorView& scales, int kv_head);
 
-// From the stored inputs. `problem` with its tables bound. weights_rounded: the implementation rounds probabilities to
-// 16 bits before it multiplies them with values.
+// From the stored inputs. `problem` with its tables bound. weights_rounded: the implementation rounds
+// probabilities to 16 bits before it multiplies them with values.
 Expected expect(const Problem& problem, const Data& data, bool weights_rounded = false);
 
 }  // namespace chorale::conformance
