@@ -248,7 +248,7 @@ TEST_F(RunTest, ConfigurationErrorsNameFileLineAndKey) {
   };
   EXPECT_THAT(refused("pages: 64", "pagse: 64"),
               AllOf(HasSubstr("run.yaml:15: rollout.pagse: unknown key"), HasSubstr("pages")));
-  EXPECT_THAT(refused("warmup:", "warm_up:"), HasSubstr("run.yaml:22: warm_up: unknown key"));
+  EXPECT_THAT(refused("warmup:", "warm_up:"), HasSubstr("run.yaml:23: warm_up: unknown key"));
   EXPECT_THAT(refused("pages: 64", "pages: many"),
               HasSubstr("run.yaml:15: rollout.pages: must be a whole number"));
   EXPECT_THAT(refused("pages: 64", "pages: 0"),
