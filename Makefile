@@ -30,7 +30,7 @@ format: ## rewrite the sources in the project's format
 
 bench: ## build and run the benchmarks
 	scripts/setup.sh build
-	$(call configure_and_build,release) --target bench
+	$(call configure_and_build,release) --target chorale_bench bench
 	scripts/bench.sh
 
 extras: ## the Python peers (PyTorch, Transformers) that optional tests and benchmarks compare with

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# bench.sh [arguments of bench/attention_cpu.py]: races the CPU's attention against PyTorch's, if the extras are there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=.extras/venv/bin/python
+if [ ! -x "$python" ]; then
+  echo "bench: the race against PyTorch needs the extras, so it was left out: run make extras first"
+  exit 0
+fi
+exec "$python" bench/attention_cpu.py build/release/bench/libchorale_bench.so "$@"
