@@ -79,8 +79,10 @@ Result<std::vector<Request>> make_requests(const GenerateArguments& arguments, c
 }
 
 Result<ResolvedRoles> resolve(const GenerateArguments& arguments, const ModelConfig& config) {
-  CHORALE_ASSIGN_OR_RETURN(const Roles roles, arguments.config.empty() ? Roles::parse("", "<defaults>")
-                                                                       : Roles::load(arguments.config));
+  CHORALE_ASSIGN_OR_RETURN(const Roles roles,
+                           arguments.config.empty()
+                               ? Roles::parse("rollout: {attn_implementation: auto}", "<defaults>")
+                               : Roles::load(arguments.config));
   CHORALE_ASSIGN_OR_RETURN(ResolvedRoles resolved,
                            roles.resolve_all(config.problem(), Device::cpu(), config.num_hidden_layers));
   for (const std::string& warning : resolved.warnings) fmt::print(stderr, "chorale: warning: {}\n", warning);

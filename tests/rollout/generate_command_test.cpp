@@ -22,6 +22,7 @@ class GenerateCommand : public testing::Test {
   void SetUp() override {
     folder = testing::TempDir() + "chorale_generate_" +
              testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::remove_all(folder);  // of a run that was cut short
     ASSERT_TRUE(make_folder(folder).is_ok());
     ModelConfig config;
     config.vocab_size = SumOfDigits::vocab_size;
@@ -123,7 +124,7 @@ TEST_F(GenerateCommand, SaysWhatItRefuses) {
   EXPECT_THROW(run({}), CLI::ParseError) << "a prompt is needed";
   EXPECT_THROW(run({"--prompt", "3", "--prompt-tokens", "3"}), CLI::ParseError) << "one only";
   EXPECT_THROW(run({"--prompt-tokens", "three"}), CLI::ParseError);
-  folder += "_none";
+  std::filesystem::remove_all(folder);
   EXPECT_EQ(run({"--prompt-tokens", "3"}).status.status().code(), Code::not_found);
 }
 
