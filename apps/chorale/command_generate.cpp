@@ -23,7 +23,8 @@ namespace {
 struct GenerateArguments {
   std::string folder, config, prompt;
   std::vector<std::int32_t> prompt_tokens;
-  std::int64_t max_new_tokens = 32, samples = 1, pages = 0;
+  std::optional<std::int64_t> max_new_tokens;  // none: 32, or what the model's positions leave
+  std::int64_t samples = 1, pages = 0;
   SamplingConfig sampling;
   int page_size = 16;
   bool json = false;
@@ -56,6 +57,13 @@ Result<std::vector<std::int32_t>> read_prompt(const GenerateArguments& arguments
   return tokens;
 }
 
+std::int64_t max_new_tokens(const GenerateArguments& arguments, const ModelConfig& config,
+                            const std::vector<std::int32_t>& prompt) {
+  constexpr std::int64_t usual = 32;
+  const std::int64_t room = config.max_position_embeddings - std::ssize(prompt);
+  return arguments.max_new_tokens.value_or(std::clamp<std::int64_t>(room, 1, usual));
+}
+
 // Each sample is a request of its own, with its own seed: what it draws does not depend on how many there
 // are.
 Result<std::vector<Request>> make_requests(const GenerateArguments& arguments, const ModelConfig& config,
@@ -64,7 +72,7 @@ Result<std::vector<Request>> make_requests(const GenerateArguments& arguments, c
     return Status::invalid_argument(fmt::format("--n {}: must be at least 1", arguments.samples));
   Request request{.id = 0,
                   .prompt = prompt,
-                  .max_new_tokens = arguments.max_new_tokens,
+                  .max_new_tokens = max_new_tokens(arguments, config, prompt),
                   .sampling = arguments.sampling,
                   .stop_tokens = {}};
   if (config.eos_token_id >= 0) request.stop_tokens = {static_cast<std::int32_t>(config.eos_token_id)};
@@ -97,7 +105,8 @@ Result<GeneratorConfig> generator_config(const GenerateArguments& arguments, con
   config.pages = arguments.pages;
   if (config.pages ==
       0) {  // as many as can be of use: each running sequence whole, and the page it must leave free
-    const std::int64_t tokens = std::ssize(session.prompt) + arguments.max_new_tokens;
+    const std::int64_t tokens =
+        std::ssize(session.prompt) + max_new_tokens(arguments, session.config, session.prompt);
     config.pages =
         std::min(arguments.samples, config.scheduler.max_running) * (tokens / config.page_size + 2);
   }
@@ -176,7 +185,8 @@ void add_generate_command(CLI::App& app, Action& action) {
   prompt->require_option(1);
   command->add_option("--config", arguments->config,
                       "Which attention the rollout runs, in YAML (default: auto)");
-  command->add_option("--max-new-tokens", arguments->max_new_tokens)->capture_default_str();
+  command->add_option("--max-new-tokens", arguments->max_new_tokens,
+                      "Default: 32, or what the model's positions leave");
   command->add_option("--temperature", arguments->sampling.temperature, "0: greedy")->capture_default_str();
   command->add_option("--top-k", arguments->sampling.top_k, "0: all tokens")->capture_default_str();
   command->add_option("--top-p", arguments->sampling.top_p)->capture_default_str();

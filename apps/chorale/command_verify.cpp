@@ -58,13 +58,6 @@ Status check_problem(const Problem& problem, const ModelConfig& model, const std
   return Status::ok();
 }
 
-// As many pages as the sequences can use at once, unless the file says how many there are.
-std::int64_t pages(const Config& config, const RunConfig& run, const VerifyConfig& verify) {
-  if (config["rollout"]["pages"].exists()) return run.rollout.pages;
-  const std::int64_t sequence = longest_verify_prompt + verify.max_new_tokens;
-  return std::min(verify.requests, run.rollout.max_running) * (sequence / run.rollout.page_size + 2);
-}
-
 Result<int> run_verify(const VerifyArguments& arguments) {
   CHORALE_ASSIGN_OR_RETURN(const Config config, Config::load(arguments.file, all_overrides(arguments)));
   CHORALE_ASSIGN_OR_RETURN(const Roles roles, Roles::from(config));
@@ -90,7 +83,7 @@ Result<int> run_verify(const VerifyArguments& arguments) {
   VerifyConfig verify_config = arguments.config;
   verify_config.temperature = run.rollout.temperature;
   verify_config.generator = run.generator();
-  verify_config.generator.pages = pages(config, run, verify_config);
+  if (!config["rollout"]["pages"].exists()) verify_config.generator.pages = 0;  // the default is for runs
   CHORALE_ASSIGN_OR_RETURN(const VerifyReport report, verify(model, resolved, verify_config));
   fmt::print("{}", arguments.json ? report.to_json() + "\n" : report.text());
   return report.identical() ? exit_ok : exit_differs;
@@ -108,9 +101,10 @@ void add_verify_command(CLI::App& app, Action& action) {
   command->add_option("--requests", arguments->config.requests, "Sequences to generate")
       ->check(CLI::Range(1, 100'000))
       ->capture_default_str();
-  command->add_option("--max-new-tokens", arguments->config.max_new_tokens, "Of each sequence")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
-      ->capture_default_str();
+  command
+      ->add_option("--max-new-tokens", arguments->config.max_new_tokens,
+                   "Of each sequence (default: 32, or half of the model's positions where that is less)")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 30));
   command
       ->add_option("--seed", arguments->config.seed,
                    "Of the prompts, which are random tokens, and the sampling")

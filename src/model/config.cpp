@@ -157,6 +157,7 @@ class Reader {
       if (parameters == nullptr) continue;
       if (!parameters->is_object()) return wrong(key, *parameters, "must be an object or null");
       for (const auto& [name, value] : parameters->items()) {
+        if (value.is_null()) continue;
         const bool is_type = name == "rope_type" || name == "type";
         if (is_type && value != "default")
           return wrong(fmt::format("{}.{}", key, name), value, "must be \"default\"", Code::unsupported);

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/float.h"
+#include "kv/page_size.h"
 #include "model/log_prob.h"
 #include "rl/packed_roles.h"
 #include "rl/random.h"
@@ -168,16 +169,19 @@ class Capture final : public GeneratorObserver {
   std::vector<float> values_;
 };
 
-// Random tokens; prompts of different lengths, as long as the model has positions.
+// Random tokens; prompts of different lengths, as far as the model has positions.
 Result<std::vector<Request>> make_requests(const ModelConfig& model, const VerifyConfig& config) {
-  const std::int64_t room =
-      std::min<std::int64_t>(longest_verify_prompt, model.max_position_embeddings - config.max_new_tokens);
+  constexpr std::int64_t usual_new_tokens = 32, longest_prompt = 48;
+  const std::int64_t positions = model.max_position_embeddings;
   if (config.requests < 1)
     return Status::invalid_argument(fmt::format("requests {}: must be at least 1", config.requests));
-  if (config.max_new_tokens < 1 || room < 1)
+  if (positions < 2 || config.max_new_tokens < 0 || config.max_new_tokens >= positions)
     return Status::invalid_argument(fmt::format(
-        "max_new_tokens {}: must be from 1 to {}, to leave a prompt one of the model's {} positions",
-        config.max_new_tokens, model.max_position_embeddings - 1, model.max_position_embeddings));
+        "max_new_tokens {}: must be at most {}, to leave a prompt one of the model's {} positions",
+        config.max_new_tokens, positions - 1, positions));
+  const std::int64_t new_tokens =
+      config.max_new_tokens > 0 ? config.max_new_tokens : std::min(usual_new_tokens, positions / 2);
+  const std::int64_t longest = std::min(longest_prompt, positions - new_tokens);
   std::vector<Request> requests;
   for (int i = 0; i < config.requests; ++i) {
     std::uint64_t draws = 0;
@@ -188,9 +192,9 @@ Result<std::vector<Request>> make_requests(const ModelConfig& model, const Verif
     };
     Request request;
     request.id = i;
-    request.prompt.resize(1 + draw(room));
+    request.prompt.resize(1 + draw(longest));
     for (std::int32_t& token : request.prompt) token = static_cast<std::int32_t>(draw(model.vocab_size));
-    request.max_new_tokens = config.max_new_tokens;
+    request.max_new_tokens = new_tokens;
     request.sampling.temperature = config.temperature;
     request.sampling.seed = config.seed + static_cast<std::uint64_t>(i);
     requests.push_back(std::move(request));
@@ -198,13 +202,23 @@ Result<std::vector<Request>> make_requests(const ModelConfig& model, const Verif
   return requests;
 }
 
+// As many as the requests can use at once: each running sequence whole, and the page that it must leave free.
+std::int64_t enough_pages(std::span<const Request> requests, const GeneratorConfig& generator) {
+  std::int64_t longest = 0;
+  for (const Request& request : requests)
+    longest = std::max(longest, std::ssize(request.prompt) + request.max_new_tokens);
+  return std::min(std::ssize(requests), generator.scheduler.max_running) *
+         (longest / generator.page_size + 2);
+}
+
 Result<std::vector<Completion>> generate(const Model& model, const ResolvedRoles& roles,
-                                         const VerifyConfig& config, std::span<const Request> requests,
+                                         GeneratorConfig config, std::span<const Request> requests,
                                          StepObserver& observer) {
+  CHORALE_RETURN_IF_ERROR(check_page_size(config.page_size));
+  if (config.pages == 0) config.pages = enough_pages(requests, config);
   CHORALE_ASSIGN_OR_RETURN(LayerAttentions attentions,
                            LayerAttentions::build(roles, model.config().num_hidden_layers));
-  CHORALE_ASSIGN_OR_RETURN(Generator generator,
-                           Generator::create(model, std::move(attentions), config.generator));
+  CHORALE_ASSIGN_OR_RETURN(Generator generator, Generator::create(model, std::move(attentions), config));
   generator.set_observer(&observer);
   return generator.generate(requests);
 }
@@ -259,7 +273,7 @@ Result<VerifyReport> verify(const Model& model, const ResolvedRoles& roles, cons
   const Layout layout(requests);
   RolloutDigests digests(layout);
   CHORALE_ASSIGN_OR_RETURN(const std::vector<Completion> completions,
-                           generate(model, roles, config, requests, digests));
+                           generate(model, roles, config.generator, requests, digests));
 
   CHORALE_ASSIGN_OR_RETURN(const Pack packed, pack_completions(requests, completions));
   CHORALE_ASSIGN_OR_RETURN(PackedAttention attention,
@@ -287,7 +301,7 @@ Result<VerifyReport> verify(const Model& model, const ResolvedRoles& roles, cons
     }
   if (report.first) {
     Capture capture(layout, *report.first);
-    CHORALE_RETURN_IF_ERROR(generate(model, roles, config, requests, capture).status());
+    CHORALE_RETURN_IF_ERROR(generate(model, roles, config.generator, requests, capture).status());
     CHORALE_RETURN_IF_ERROR(find_element(capture.values(), comparer.values(), *report.first));
   }
   return report;

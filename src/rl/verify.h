@@ -19,15 +19,12 @@
 
 namespace chorale {
 
-// Prompts have at most so many tokens, fewer where the model has too few positions.
-inline constexpr std::int64_t longest_verify_prompt = 48;
-
 struct VerifyConfig {
   int requests = 8;
-  std::int64_t max_new_tokens = 32;
-  std::uint64_t seed = 1;  // of the prompts, which are random tokens, and of the sampling
+  std::int64_t max_new_tokens = 0;  // of each; 0: 32, or half of the model's positions where that is less
+  std::uint64_t seed = 1;           // of the prompts, which are random tokens, and of the sampling
   float temperature = 1;
-  GeneratorConfig generator{};
+  GeneratorConfig generator{};  // pages 0: as many as the requests can use at once
 };
 
 // A token: which sequence (request) and where in it.

@@ -4,7 +4,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include <cstring>
 #include <numeric>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -80,6 +82,10 @@ inline std::vector<std::int32_t> random_tokens(int count, int vocab, unsigned se
     tokens.push_back(static_cast<std::int32_t>((state >> 8) % static_cast<unsigned>(vocab)));
   }
   return tokens;
+}
+
+inline bool same_bits(std::span<const float> x, std::span<const float> y) {
+  return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size_bytes()) == 0;
 }
 
 }  // namespace chorale::test
