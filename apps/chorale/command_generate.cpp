@@ -14,7 +14,9 @@
 #include "commands.h"
 #include "kv/page_size.h"
 #include "model/hugging_face.h"
+#include "rl/run_config.h"
 #include "rl/tokenizer.h"
+#include "roles/config.h"
 #include "rollout/generator.h"
 
 namespace chorale::app {
@@ -24,9 +26,10 @@ struct GenerateArguments {
   std::string folder, config, prompt;
   std::vector<std::int32_t> prompt_tokens;
   std::optional<std::int64_t> max_new_tokens;  // none: 32, or what the model's positions leave
-  std::int64_t samples = 1, pages = 0;
+  std::int64_t samples = 1;
   SamplingConfig sampling;
-  int page_size = 16;
+  std::optional<int> page_size;       // none: what the configuration says, else 16
+  std::optional<std::int64_t> pages;  // none: what the configuration says, else as many as are of use
   bool json = false;
 };
 
@@ -86,23 +89,27 @@ Result<std::vector<Request>> make_requests(const GenerateArguments& arguments, c
   return requests;
 }
 
-Result<ResolvedRoles> resolve(const GenerateArguments& arguments, const ModelConfig& config) {
-  CHORALE_ASSIGN_OR_RETURN(const Roles roles,
-                           arguments.config.empty()
-                               ? Roles::parse("rollout: {attn_implementation: auto}", "<defaults>")
-                               : Roles::load(arguments.config));
+Result<Config> load_config(const GenerateArguments& arguments) {
+  if (arguments.config.empty()) return Config::parse("rollout: {attn_implementation: auto}", "<defaults>");
+  return Config::load(arguments.config);
+}
+
+Result<ResolvedRoles> resolve(const Roles& roles, const ModelConfig& config) {
+  Problem problem = config.problem();
+  problem.kv_dtype = roles.kv_cache_dtype();
   CHORALE_ASSIGN_OR_RETURN(ResolvedRoles resolved,
-                           roles.resolve_all(config.problem(), Device::cpu(), config.num_hidden_layers));
+                           roles.resolve_all(problem, Device::cpu(), config.num_hidden_layers));
   for (const std::string& warning : resolved.warnings) fmt::print(stderr, "chorale: warning: {}\n", warning);
   CHORALE_RETURN_IF_ERROR(resolved.check());
   return resolved;
 }
 
-Result<GeneratorConfig> generator_config(const GenerateArguments& arguments, const Session& session) {
-  CHORALE_RETURN_IF_ERROR(check_page_size(arguments.page_size));
-  GeneratorConfig config;
-  config.page_size = arguments.page_size;
-  config.pages = arguments.pages;
+Result<GeneratorConfig> generator_config(const GenerateArguments& arguments, const RunConfig& run,
+                                         const Session& session) {
+  GeneratorConfig config = run.generator();
+  config.page_size = arguments.page_size.value_or(config.page_size);
+  config.pages = arguments.pages.value_or(config.pages);
+  CHORALE_RETURN_IF_ERROR(check_page_size(config.page_size));
   if (config.pages ==
       0) {  // as many as can be of use: each running sequence whole, and the page it must leave free
     const std::int64_t tokens =
@@ -158,11 +165,15 @@ Result<int> generate(const GenerateArguments& arguments) {
   CHORALE_ASSIGN_OR_RETURN(session.prompt, read_prompt(arguments, session.tokenizer));
   CHORALE_ASSIGN_OR_RETURN(session.requests, make_requests(arguments, session.config, session.prompt));
 
-  CHORALE_ASSIGN_OR_RETURN(const ResolvedRoles roles, resolve(arguments, session.config));
+  CHORALE_ASSIGN_OR_RETURN(const Config file, load_config(arguments));
+  CHORALE_ASSIGN_OR_RETURN(const Roles roles, Roles::from(file));
+  CHORALE_ASSIGN_OR_RETURN(RunConfig run, RunConfig::read_rollout(file));
+  run.model = session.config;
+  CHORALE_ASSIGN_OR_RETURN(const ResolvedRoles resolved, resolve(roles, session.config));
   CHORALE_ASSIGN_OR_RETURN(LayerAttentions attentions,
-                           LayerAttentions::build(roles, session.config.num_hidden_layers));
+                           LayerAttentions::build(resolved, session.config.num_hidden_layers));
   CHORALE_ASSIGN_OR_RETURN(const Model model, Model::create(session.config, folder.parameters));
-  CHORALE_ASSIGN_OR_RETURN(const GeneratorConfig config, generator_config(arguments, session));
+  CHORALE_ASSIGN_OR_RETURN(const GeneratorConfig config, generator_config(arguments, run, session));
   CHORALE_ASSIGN_OR_RETURN(Generator generator, Generator::create(model, std::move(attentions), config));
   CHORALE_ASSIGN_OR_RETURN(const std::vector<Completion> completions, generator.generate(session.requests));
   (arguments.json ? print_json : print_text)(session, completions, generator.stats());
@@ -184,7 +195,7 @@ void add_generate_command(CLI::App& app, Action& action) {
       ->delimiter(',');
   prompt->require_option(1);
   command->add_option("--config", arguments->config,
-                      "Which attention the rollout runs, in YAML (default: auto)");
+                      "Which attention the rollout runs, and its cache, in YAML (default: auto)");
   command->add_option("--max-new-tokens", arguments->max_new_tokens,
                       "Default: 32, or what the model's positions leave");
   command->add_option("--temperature", arguments->sampling.temperature, "0: greedy")->capture_default_str();
@@ -193,10 +204,11 @@ void add_generate_command(CLI::App& app, Action& action) {
   command->add_option("--seed", arguments->sampling.seed, "Of the first sample; the next ones count up")
       ->capture_default_str();
   command->add_option("--n", arguments->samples, "Samples of the prompt")->capture_default_str();
-  command->add_option("--page-size", arguments->page_size, "Tokens in a page of the KV cache")
-      ->capture_default_str();
-  command->add_option("--pages", arguments->pages, "Pages in the KV cache (0: as many as are of use)")
-      ->capture_default_str();
+  command->add_option("--page-size", arguments->page_size,
+                      "Tokens in a page of the KV cache (default: what the configuration says, else 16)");
+  command->add_option(
+      "--pages", arguments->pages,
+      "Pages in the KV cache (default: what the configuration says, else as many as are of use)");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments, &action] { action = [arguments] { return generate(*arguments); }; });
 }

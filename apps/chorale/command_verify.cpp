@@ -13,6 +13,7 @@
 #include "rl/run_config.h"
 #include "rl/verify.h"
 #include "roles/config.h"
+#include "roles/shape.h"
 
 namespace chorale::app {
 namespace {
@@ -24,23 +25,17 @@ struct VerifyArguments {
   bool json = false;
 };
 
-// --model is what the file's model.path would say; quoted, because the value is read as YAML.
-std::vector<std::string> all_overrides(const VerifyArguments& arguments) {
-  std::vector<std::string> overrides = arguments.overrides;
-  if (arguments.model.empty()) return overrides;
+// --model is what the path in the file's model section would say; quoted, because the value is read as YAML.
+Result<Config> load_config(const VerifyArguments& arguments) {
+  CHORALE_ASSIGN_OR_RETURN(Config config, Config::load(arguments.file, arguments.overrides));
+  if (arguments.model.empty()) return config;
+  const ConfigNode section = find_model_section(config);
   std::string quoted = "'";
   for (const char c : arguments.model) quoted += c == '\'' ? "''" : std::string(1, c);
-  overrides.push_back("model.path=" + quoted + "'");
-  return overrides;
-}
-
-// The file may describe a whole run; of that, verify reads the roles, the model and the rollout.
-Result<RunConfig> read_run(const Config& config) {
-  CHORALE_ASSIGN_OR_RETURN(RunConfig run, RunConfig::read_rollout(config));
-  (void)config["model"]["path"];
-  allow_keys_of_runs(config);
-  CHORALE_RETURN_IF_ERROR(config.reject_unknown());
-  return run;
+  std::vector<std::string> overrides = arguments.overrides;
+  overrides.push_back(
+      fmt::format("{}.path={}'", section.exists() ? section.path() : std::string("model"), quoted));
+  return Config::load(arguments.file, overrides);
 }
 
 // The file's own words about the model may change its attention (a mask) and its compute type, not its shape.
@@ -59,20 +54,19 @@ Status check_problem(const Problem& problem, const ModelConfig& model, const std
 }
 
 Result<int> run_verify(const VerifyArguments& arguments) {
-  CHORALE_ASSIGN_OR_RETURN(const Config config, Config::load(arguments.file, all_overrides(arguments)));
+  CHORALE_ASSIGN_OR_RETURN(const Config config, load_config(arguments));
   CHORALE_ASSIGN_OR_RETURN(const Roles roles, Roles::from(config));
-  CHORALE_ASSIGN_OR_RETURN(RunConfig run, read_run(config));
   std::string folder;
-  CHORALE_RETURN_IF_ERROR(config["model"]["path"].read(folder));
+  CHORALE_RETURN_IF_ERROR(find_model_section(config)["path"].read(folder));
+  CHORALE_ASSIGN_OR_RETURN(RunConfig run, RunConfig::read_rollout(config));
   if (folder.empty())
     return Status::invalid_argument(
         fmt::format("{}: has no model.path: say which model with --model FOLDER", arguments.file));
-  CHORALE_ASSIGN_OR_RETURN(Problem problem, roles.problem());
+  CHORALE_ASSIGN_OR_RETURN(const Problem problem, roles.problem());
   CHORALE_ASSIGN_OR_RETURN(const ModelFolder loaded, load_model_folder(folder));
   CHORALE_RETURN_IF_ERROR(check_problem(problem, loaded.config, folder));
   run.model = loaded.config;
   run.model.compute_dtype = problem.dtype;
-  if (run.has_8_bit_cache()) problem.kv_dtype = DType::float8_e4m3;
 
   CHORALE_ASSIGN_OR_RETURN(const ResolvedRoles resolved,
                            roles.resolve_all(problem, Device::cpu(), run.model.num_hidden_layers));
@@ -83,7 +77,6 @@ Result<int> run_verify(const VerifyArguments& arguments) {
   VerifyConfig verify_config = arguments.config;
   verify_config.temperature = run.rollout.temperature;
   verify_config.generator = run.generator();
-  if (!config["rollout"]["pages"].exists()) verify_config.generator.pages = 0;  // the default is for runs
   CHORALE_ASSIGN_OR_RETURN(const VerifyReport report, verify(model, resolved, verify_config));
   fmt::print("{}", arguments.json ? report.to_json() + "\n" : report.text());
   return report.identical() ? exit_ok : exit_differs;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "chorale/kv_cache.h"
 #include "chorale/problem.h"
 #include "chorale/status.h"
 #include "chorale/tensor.h"
@@ -61,5 +62,11 @@ Result<std::vector<DistributedTensor>> local_map(const LocalFunction& function,
 // The part of a problem that one rank computes: its heads, with first_query_head set so that programs see
 // global heads. Fails if kv_heads does not divide by the ranks, naming both.
 Result<Problem> shard_heads(const Problem& problem, const Communicator& communicator);
+// The part of a cache that one rank keeps: its KV heads, with their scales of every layer where the pages
+// hold float8_e4m3.
+Result<KvCacheConfig> shard_heads(const KvCacheConfig& cache, const Communicator& communicator);
+// This rank's of scales [layers, kv_heads]: what its trainer quantises its own keys or values with.
+Result<std::vector<float>> shard_scales(std::span<const float> scales, int kv_heads,
+                                        const Communicator& communicator);
 
 }  // namespace chorale

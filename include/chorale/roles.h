@@ -4,6 +4,7 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -90,8 +91,11 @@ class Roles {
 
   Parity parity() const;
   const std::vector<std::string>& warnings() const;
+  // `rollout.kv_cache_dtype`: what the rollout keeps keys and values in, and every other role replays;
+  // nothing for `auto`.
+  std::optional<DType> kv_cache_dtype() const;
   // The problem and layer count that the configuration itself describes (its `model:` section), if it has
-  // one.
+  // one; with kv_cache_dtype.
   Result<Problem> problem() const;
   int layers() const;
 

@@ -1,4 +1,4 @@
-// local_map and shard_heads: the same computation on every rank, each with its own part of the data.
+// local_map: the same computation on every rank, each with its own part of the data.
 #include <fmt/format.h>
 
 #include "base/float.h"
@@ -72,20 +72,6 @@ Result<std::vector<DistributedTensor>> local_map(const LocalFunction& function,
   for (std::size_t i = 0; i < outputs->size(); ++i)
     labelled.push_back({std::move((*outputs)[i]), out_placements[i]});
   return labelled;
-}
-
-Result<Problem> shard_heads(const Problem& problem, const Communicator& communicator) {
-  CHORALE_RETURN_IF_ERROR(problem.validate());
-  const int ranks = communicator.size();
-  if (problem.kv_heads % ranks != 0)
-    return Status::invalid_argument(
-        fmt::format("kv_heads {}: must divide by the {} ranks, so that each computes whole groups of heads",
-                    problem.kv_heads, ranks));
-  Problem part = problem;
-  part.query_heads = problem.query_heads / ranks;
-  part.kv_heads = problem.kv_heads / ranks;
-  part.first_query_head = problem.first_query_head + communicator.rank() * part.query_heads;
-  return part;
 }
 
 }  // namespace chorale

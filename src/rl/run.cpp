@@ -61,8 +61,7 @@ Result<std::unique_ptr<Run>> Run::prepare(const RunOptions& options) {
   CHORALE_ASSIGN_OR_RETURN(const Config file, Config::load(options.config_file, options.overrides));
   CHORALE_ASSIGN_OR_RETURN(const RunConfig config, RunConfig::read(file));
   CHORALE_ASSIGN_OR_RETURN(const Roles roles, Roles::from(file));
-  CHORALE_ASSIGN_OR_RETURN(Problem problem, roles.problem());
-  if (config.has_8_bit_cache()) problem.kv_dtype = DType::float8_e4m3;
+  CHORALE_ASSIGN_OR_RETURN(const Problem problem, roles.problem());
   CHORALE_RETURN_IF_ERROR(check_problem(file, problem));
   CHORALE_RETURN_IF_ERROR(file.reject_unknown());
   CHORALE_ASSIGN_OR_RETURN(SumOfDigits task, SumOfDigits::create(config.task, config.seed));

@@ -5,6 +5,8 @@
 #include <bit>
 #include <type_traits>
 
+#include "roles/shape.h"
+
 namespace chorale {
 namespace {
 
@@ -18,7 +20,21 @@ std::string value_text(auto value) {
   return fmt::format("{}", value);
 }  // the shortest text that reads back the same
 
-Status read_setting(const Setting& setting, const ConfigNode& node) {
+// The place of a dotted key. The rollout's may stand in either shape.
+Result<ConfigNode> find(const Config& config, std::string_view key) {
+  constexpr std::string_view rollout = "rollout.";
+  if (key.starts_with(rollout)) return find_role_key(config, Role::rollout, key.substr(rollout.size()));
+  ConfigNode node = config.root();
+  for (;;) {
+    const std::size_t dot = std::min(key.find('.'), key.size());
+    node = node[key.substr(0, dot)];
+    if (dot == key.size()) return node;
+    key.remove_prefix(dot + 1);
+  }
+}
+
+Status read_setting(const Setting& setting, const Config& config) {
+  CHORALE_ASSIGN_OR_RETURN(const ConfigNode node, find(config, setting.key));
   return std::visit(
       [&](auto* value) -> Status {
         using T = std::remove_pointer_t<decltype(value)>;
@@ -40,56 +56,47 @@ Status read_setting(const Setting& setting, const ConfigNode& node) {
       setting.value);
 }
 
-// The place of a dotted key.
-ConfigNode find(const Config& config, std::string_view key) {
-  ConfigNode node = config.root();
-  for (;;) {
-    const std::size_t dot = std::min(key.find('.'), key.size());
-    node = node[key.substr(0, dot)];
-    if (dot == key.size()) return node;
-    key.remove_prefix(dot + 1);
-  }
+Status error_at(const Config& config, std::string_view key, std::string_view message) {
+  CHORALE_ASSIGN_OR_RETURN(const ConfigNode node, find(config, key));
+  return node.error(message);
 }
 
-// What no key of `rollout` says alone.
+// What no key of `rollout` says alone. (Its kv_cache_dtype is for Roles to judge.)
 Status check_rollout(const Config& config, const RunConfig::Rollout& rollout) {
   if (!std::has_single_bit(static_cast<unsigned>(rollout.page_size)))
-    return find(config, "rollout.page_size")
-        .error(fmt::format("is {}: must be a power of two", rollout.page_size));
+    return error_at(config, "rollout.page_size",
+                    fmt::format("is {}: must be a power of two", rollout.page_size));
   if (rollout.preemption != "recompute" && rollout.preemption != "swap")
-    return find(config, "rollout.preemption")
-        .error(fmt::format("is '{}': must be recompute or swap", rollout.preemption));
-  if (rollout.kv_cache_dtype != "auto" && rollout.kv_cache_dtype != name(DType::float8_e4m3))
-    return find(config, "rollout.kv_cache_dtype")
-        .error(fmt::format("is '{}': must be auto or {}", rollout.kv_cache_dtype, name(DType::float8_e4m3)));
+    return error_at(config, "rollout.preemption",
+                    fmt::format("is '{}': must be recompute or swap", rollout.preemption));
   if (rollout.max_running > rollout.tokens_per_step)
-    return find(config, "rollout.max_running")
-        .error(fmt::format("is {}: must be at most the {} tokens of a step", rollout.max_running,
-                           rollout.tokens_per_step));
+    return error_at(config, "rollout.max_running",
+                    fmt::format("is {}: must be at most the {} tokens of a step", rollout.max_running,
+                                rollout.tokens_per_step));
   return {};
 }
 
 // What no key says alone.
 Status check_together(const Config& config, const RunConfig& run) {
   const auto at = [&](std::string_view key, const Status& status) {
-    return status.is_ok() ? status : find(config, key).error(status.message());
+    return status.is_ok() ? status : error_at(config, key, status.message());
   };
   CHORALE_RETURN_IF_ERROR(at("task", run.task.validate()));
   CHORALE_RETURN_IF_ERROR(at("model", run.model.validate()));
   if (run.grpo.minibatches > run.grpo.prompts)
-    return find(config, "grpo.minibatches")
-        .error(fmt::format("is {}: must be at most the {} prompts of a step", run.grpo.minibatches,
-                           run.grpo.prompts));
+    return error_at(config, "grpo.minibatches",
+                    fmt::format("is {}: must be at most the {} prompts of a step", run.grpo.minibatches,
+                                run.grpo.prompts));
   CHORALE_RETURN_IF_ERROR(check_rollout(config, run.rollout));
   const RunConfig::Rollout& rollout = run.rollout;
   if (rollout.pages * rollout.page_size < run.model.max_position_embeddings)
-    return find(config, "rollout.pages")
-        .error(fmt::format("is {}: pages of {} tokens must hold a sequence of {}", rollout.pages,
-                           rollout.page_size, run.model.max_position_embeddings));
+    return error_at(config, "rollout.pages",
+                    fmt::format("is {}: pages of {} tokens must hold a sequence of {}", rollout.pages,
+                                rollout.page_size, run.model.max_position_embeddings));
   if (run.name.empty() || run.name.find('/') != std::string::npos || run.name.starts_with('.'))
-    return find(config, "name")
-        .error(fmt::format("'{}' names a folder: it must not be empty, contain '/' or begin with '.'",
-                           run.name));
+    return error_at(
+        config, "name",
+        fmt::format("'{}' names a folder: it must not be empty, contain '/' or begin with '.'", run.name));
   return {};
 }
 
@@ -160,8 +167,7 @@ std::vector<Setting> settings(RunConfig& c) {
 
 Result<RunConfig> RunConfig::read(const Config& config) {
   RunConfig run;
-  for (const Setting& setting : settings(run))
-    CHORALE_RETURN_IF_ERROR(read_setting(setting, find(config, setting.key)));
+  for (const Setting& setting : settings(run)) CHORALE_RETURN_IF_ERROR(read_setting(setting, config));
   for (const std::string_view key : {"hidden_size", "intermediate_size", "num_hidden_layers",
                                      "num_attention_heads", "num_key_value_heads", "head_dim"})
     CHORALE_RETURN_IF_ERROR(config["model"][key].required());
@@ -176,9 +182,12 @@ Result<RunConfig> RunConfig::read(const Config& config) {
 Result<RunConfig> RunConfig::read_rollout(const Config& config) {
   RunConfig run;
   for (const Setting& setting : settings(run))
-    if (setting.key.starts_with("rollout."))
-      CHORALE_RETURN_IF_ERROR(read_setting(setting, find(config, setting.key)));
+    if (setting.key.starts_with("rollout.")) CHORALE_RETURN_IF_ERROR(read_setting(setting, config));
   CHORALE_RETURN_IF_ERROR(check_rollout(config, run.rollout));
+  CHORALE_ASSIGN_OR_RETURN(const ConfigNode pages, find(config, "rollout.pages"));
+  if (!pages.exists()) run.rollout.pages = 0;  // the default is for runs
+  allow_keys_of_runs(config);
+  CHORALE_RETURN_IF_ERROR(config.reject_unknown());
   return run;
 }
 

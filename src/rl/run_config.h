@@ -71,7 +71,8 @@ struct RunConfig {
 
   // Reads every key below, and marks the keys of Roles as known. Errors name the file, the line and the key.
   static Result<RunConfig> read(const Config& config);
-  // The keys of `rollout` alone: for who has a model folder and no run.
+  // The keys of `rollout` alone, of a file that may describe a whole run: for who has a model folder and no
+  // run. Pages are 0 where the file does not say. Call it last: it refuses keys that nobody asked for.
   static Result<RunConfig> read_rollout(const Config& config);
 };
 

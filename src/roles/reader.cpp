@@ -8,13 +8,13 @@
 
 #include "base/settings.h"
 #include "roles/config.h"
+#include "roles/shape.h"
 #include "roles/state.h"
 
 namespace chorale {
 namespace {
 
 constexpr std::string_view value_key = "attn_implementation";
-constexpr std::string_view verl_section = "actor_rollout_ref";
 
 // What a file says beside roles and model when it describes a whole run: Chorale's sections, then verl's.
 constexpr std::array run_sections{"name",
@@ -34,22 +34,6 @@ constexpr std::array run_sections{"name",
                                   "global_profiler",
                                   "transfer_queue",
                                   "custom_reward_function"};
-
-// verl keeps these three in one section, with the model that they share.
-bool is_in_verl_section(Role role) {
-  return role == Role::actor || role == Role::rollout || role == Role::ref;
-}
-
-// A role's key stands in its own section or in verl's joint one, not in both. The command line wins over the
-// file, whichever shape either uses.
-Result<ConfigNode> find_key(const Config& config, Role role, std::string_view key) {
-  const ConfigNode own = config[name(role)][key];
-  if (!is_in_verl_section(role)) return own;
-  const ConfigNode joint = config[verl_section][name(role)][key];
-  if (!own.exists() || !joint.exists()) return own.exists() ? own : joint;
-  if (own.from_command_line() != joint.from_command_line()) return own.from_command_line() ? own : joint;
-  return joint.error(fmt::format("is given a second time, first in {}: keep one", own.source()));
-}
 
 ConfigNode deprecated_key(const Config& config, Role role) {
   const ConfigNode section = config[is_in_verl_section(role) ? verl_section : name(role)];
@@ -137,11 +121,11 @@ Result<Override> read_override(Role role, const ConfigNode& node) {
 
 Result<RoleWishes> read_role(const Config& config, Role role) {
   RoleWishes wishes;
-  CHORALE_ASSIGN_OR_RETURN(ConfigNode value, find_key(config, role, value_key));
+  CHORALE_ASSIGN_OR_RETURN(ConfigNode value, find_role_key(config, role, value_key));
   if (!value.exists()) value = deprecated_key(config, role);
   CHORALE_ASSIGN_OR_RETURN(wishes.own, read_wish(value));
 
-  CHORALE_ASSIGN_OR_RETURN(const ConfigNode list, find_key(config, role, "overrides"));
+  CHORALE_ASSIGN_OR_RETURN(const ConfigNode list, find_role_key(config, role, "overrides"));
   CHORALE_ASSIGN_OR_RETURN(const auto entries, list.items());
   for (const ConfigNode& entry : entries) {
     CHORALE_ASSIGN_OR_RETURN(Override override_, read_override(role, entry));
@@ -153,7 +137,7 @@ Result<RoleWishes> read_role(const Config& config, Role role) {
 // Parity is between two roles: it has one place, beside them.
 Result<Parity> read_parity(const Config& config) {
   for (const Role role : all_roles) {
-    CHORALE_ASSIGN_OR_RETURN(const ConfigNode misplaced, find_key(config, role, "parity"));
+    CHORALE_ASSIGN_OR_RETURN(const ConfigNode misplaced, find_role_key(config, role, "parity"));
     if (misplaced.exists()) return misplaced.error("belongs at the top level of the file, beside the roles");
   }
   constexpr std::array<std::string_view, 2> choices{"off", "bitwise"};
@@ -162,10 +146,18 @@ Result<Parity> read_parity(const Config& config) {
   return parity == "bitwise" ? Parity::bitwise : Parity::off;
 }
 
-// The model's own section, or the one in verl's shape.
+// What the rollout keeps keys and values in, if not what the model computes in. Every role takes part:
+// trainers replay over the same quantised values.
+Result<std::optional<DType>> read_kv_cache_dtype(const Config& config) {
+  CHORALE_ASSIGN_OR_RETURN(const ConfigNode node, find_role_key(config, Role::rollout, "kv_cache_dtype"));
+  const std::array<std::string_view, 2> choices{"auto", name(DType::float8_e4m3)};
+  std::string text = "auto";
+  CHORALE_RETURN_IF_ERROR(node.read_choice(text, choices));
+  return text == "auto" ? std::optional<DType>() : std::optional(DType::float8_e4m3);
+}
+
 Result<ModelSection> read_model(const Config& config) {
-  const ConfigNode own = config["model"];
-  const ConfigNode section = own.exists() ? own : config[verl_section]["model"];
+  const ConfigNode section = find_model_section(config);
   if (!section.exists())
     return Status::not_found(
         config.root()
@@ -204,6 +196,9 @@ Result<Roles> Roles::from(const Config& config) {
   }
   CHORALE_ASSIGN_OR_RETURN(state->environment, read_environment());
   CHORALE_ASSIGN_OR_RETURN(state->parity, read_parity(config));
+  CHORALE_ASSIGN_OR_RETURN(state->kv_cache_dtype, read_kv_cache_dtype(config));
+  // Goes with it; only who fills a cache needs its value.
+  CHORALE_RETURN_IF_ERROR(find_role_key(config, Role::rollout, "kv_cache_scale").status());
   state->warnings = deprecation_warnings(config);
 
   // A model that is not here (verl's `path` may be a hub's name) matters only to who asks for the problem.

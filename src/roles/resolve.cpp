@@ -179,10 +179,13 @@ Roles::~Roles() = default;
 
 Parity Roles::parity() const { return state_->parity; }
 const std::vector<std::string>& Roles::warnings() const { return state_->warnings; }
+std::optional<DType> Roles::kv_cache_dtype() const { return state_->kv_cache_dtype; }
 
 Result<Problem> Roles::problem() const {
   if (!state_->model) return state_->model.status();
-  return Problem(state_->model.value().problem);
+  Problem problem = state_->model.value().problem;
+  problem.kv_dtype = state_->kv_cache_dtype;
+  return problem;
 }
 
 int Roles::layers() const { return state_->model ? state_->model.value().layers : 0; }

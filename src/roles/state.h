@@ -43,6 +43,7 @@ struct Roles::State {
   std::map<Role, RoleWishes> wishes;
   std::optional<Wish> environment;
   Parity parity = Parity::off;
+  std::optional<DType> kv_cache_dtype;
   std::vector<std::string> warnings;
   Result<ModelSection> model = Status::not_found("there is no model section: give a Problem");
 

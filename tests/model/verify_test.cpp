@@ -196,6 +196,26 @@ TEST_F(VerifyCommand, ReadsTheConfigurationOfARun) {
   EXPECT_EQ(run({grpo, "--model", test::fixture_path("tied"), "model.head_dim=12"}).value(), app::exit_ok);
 }
 
+TEST_F(VerifyCommand, ReadsVerlsShape) {
+  ASSERT_TRUE(write_file(file_,
+                         "actor_rollout_ref:\n"
+                         "  model: {path: " +
+                             test::fixture_path("untied") +
+                             "}\n"
+                             "  actor: {attn_implementation: flash_attention_2}\n"
+                             "  rollout: {attn_implementation: flash_attention_2, page_size: 2, "
+                             "kv_cache_dtype: float8_e4m3, kv_cache_scale: 0.01}\n")
+                  .is_ok());
+  EXPECT_EQ(run({file_}).value(), app::exit_ok) << output_;
+  EXPECT_EQ(run({file_, "--model", test::fixture_path("tied")}).value(), app::exit_ok);
+  EXPECT_THAT(refusal({file_, "actor_rollout_ref.rollout.page_size=3"}), HasSubstr("power of two"));
+  EXPECT_THAT(refusal({file_, "rollout.page_size=3"}), HasSubstr("power of two"))
+      << "the command line wins in either shape";
+  EXPECT_THAT(refusal({file_, "actor_rollout_ref.rollout.pages=1"}),
+              HasSubstr("the pool of 1 pages of 2 tokens"));
+  EXPECT_THAT(refusal({file_, "actor_rollout_ref.rollout.paegs=1"}), HasSubstr("paegs"));
+}
+
 TEST_F(VerifyCommand, RefusesInWords) {
   EXPECT_THAT(refusal({file_, "rollout.attn_implementation=eager", "parity=bitwise"}),
               HasSubstr("parity is bitwise"));

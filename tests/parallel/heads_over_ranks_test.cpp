@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -171,6 +172,81 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Combine(::testing::Values("eager", "flash_attention_2"),
                        ::testing::Values(DType::float32, DType::bfloat16, DType::float16), ::testing::Bool()),
     case_name);
+
+// A cache of 8-bit codes on every rank, of its own heads with their own scales, attended over.
+Result<Tensor> attend_to_codes(const char* implementation, const Problem& problem,
+                               const KvCacheConfig& config, const Tensor& q, const Tensor& k,
+                               const Tensor& v) {
+  CHORALE_ASSIGN_OR_RETURN(KvCache cache, KvCache::create(config));
+  const auto sequence = cache.add();
+  CHORALE_ASSIGN_OR_RETURN(const auto slots, cache.append(sequence, k.shape(0)));
+  constexpr int layer = 1;  // not the first, so that its scales do not begin the list
+  CHORALE_RETURN_IF_ERROR(cache.store(layer, slots, k, v));
+  CHORALE_ASSIGN_OR_RETURN(
+      const Attention attention,
+      Attention::create(problem, implementation, Device::cpu(), {Phase::prefill, Phase::decode}));
+  const auto tokens = static_cast<std::int32_t>(q.shape(0));
+  CHORALE_ASSIGN_OR_RETURN(const Batch batch, cache.batch(std::array{sequence}, std::array{tokens}));
+  CHORALE_ASSIGN_OR_RETURN(const auto plan, attention.plan(batch));
+  const Tensor out = Tensor::zeros(problem.dtype, {tokens, problem.query_heads, problem.value_dim()});
+  CHORALE_RETURN_IF_ERROR(attention.forward(*plan, {.q = q,
+                                                    .k = cache.keys(layer),
+                                                    .v = cache.values(layer),
+                                                    .out = out,
+                                                    .k_scale = cache.key_scales(layer),
+                                                    .v_scale = cache.value_scales(layer)}));
+  return out;
+}
+
+struct CodesOverRanks : ::testing::TestWithParam<const char*> {
+  Problem problem{.query_heads = 8,
+                  .kv_heads = 4,
+                  .head_dim = 16,
+                  .dtype = DType::bfloat16,
+                  .kv_dtype = DType::float8_e4m3};
+  KvCacheConfig cache{.layers = 2,
+                      .kv_heads = 4,
+                      .head_dim = 16,
+                      .dtype = DType::float8_e4m3,
+                      .pages = 8,
+                      .key_scales = {1, 1, 1, 1, 0.013f, 0.021f, 0.0055f, 0.11f},
+                      .value_scales = {1, 1, 1, 1, 0.027f, 0.0071f, 0.33f, 0.019f}};
+  Tensor q = random_tensor(DType::bfloat16, {70, 8, 16}, 1),
+         k = random_tensor(DType::bfloat16, {70, 4, 16}, 2),
+         v = random_tensor(DType::bfloat16, {70, 4, 16}, 3);
+
+  Tensor over_ranks(const KvCacheConfig& part) const {
+    const Placement heads = Placement::shard(1);
+    std::vector<DistributedTensor> inputs;
+    for (const Tensor& whole : {q, k, v}) inputs.push_back(distribute(whole, heads, world()).value());
+    const auto attend = [&](std::span<const Tensor> own) -> Result<std::vector<Tensor>> {
+      CHORALE_ASSIGN_OR_RETURN(const Problem own_heads, shard_heads(problem, world()));
+      CHORALE_ASSIGN_OR_RETURN(Tensor out,
+                               attend_to_codes(GetParam(), own_heads, part, own[0], own[1], own[2]));
+      return std::vector{std::move(out)};
+    };
+    const std::vector in(3, heads), out{heads};
+    return local_map(attend, inputs, in, out, world()).value()[0].full(world()).value();
+  }
+};
+
+TEST_P(CodesOverRanks, HaveTheBitsOfOneRank) {
+  const Tensor whole = attend_to_codes(GetParam(), problem, cache, q, k, v).value();
+  expect_same_bits(over_ranks(shard_heads(cache, world()).value()), whole, "out");
+}
+
+// The control: every rank takes the first heads' scales for its own.
+TEST_P(CodesOverRanks, DifferIfTheScalesAreNotCut) {
+  if (world().size() == 1) GTEST_SKIP() << "the only rank's heads are all heads";
+  const Tensor whole = attend_to_codes(GetParam(), problem, cache, q, k, v).value();
+  KvCacheConfig part = shard_heads(cache, world()).value();
+  const auto own = static_cast<std::size_t>(part.kv_heads);
+  for (std::size_t head = 0; head < own; ++head) part.key_scales[own + head] = cache.key_scales[4 + head];
+  const Tensor wrong = over_ranks(part);
+  EXPECT_NE(std::memcmp(wrong.view().data, whole.view().data, whole.bytes()), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CodesOverRanks, ::testing::Values("eager", "flash_attention_2"));
 
 TEST(ShardHeads, RefusesHeadsThatDoNotDivide) {
   if (world().size() == 1) GTEST_SKIP() << "everything divides by one rank";

@@ -154,5 +154,27 @@ TEST(ShardHeads, NamesHeadsAndRanksThatDoNotDivide) {
   EXPECT_FALSE(shard_heads(Problem{}, PretendRank(0, 1))) << "an invalid problem has no parts";
 }
 
+TEST(ShardScales, TakesEveryLayersOwnHeads) {
+  PretendRank second(1, 2);
+  const std::vector<float> scales{1, 2, 3, 4, 5, 6, 7, 8};  // two layers of four heads
+  EXPECT_THAT(shard_scales(scales, 4, second).value(), ElementsAre(3, 4, 7, 8));
+  EXPECT_THAT(shard_scales({}, 4, second).value(), ElementsAre()) << "no scales where nothing is in 8 bits";
+  EXPECT_THAT(shard_scales(scales, 3, second).status().message(), HasSubstr("kv_heads 3"));
+  EXPECT_THAT(shard_scales(scales, 6, second).status().message(),
+              HasSubstr("8 scales: must be one for each of the 6 KV heads"));
+  const KvCacheConfig cache{.layers = 2,
+                            .kv_heads = 4,
+                            .head_dim = 8,
+                            .dtype = DType::float8_e4m3,
+                            .pages = 1,
+                            .key_scales = scales,
+                            .value_scales = std::vector<float>(8, 0.5f)};
+  const KvCacheConfig part = shard_heads(cache, second).value();
+  EXPECT_EQ(part.kv_heads, 2);
+  EXPECT_THAT(part.key_scales, ElementsAre(3, 4, 7, 8));
+  EXPECT_EQ(part.value_scales.size(), 4u);
+  EXPECT_TRUE(part.validate().is_ok());
+}
+
 }  // namespace
 }  // namespace chorale

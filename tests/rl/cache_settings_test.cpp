@@ -81,7 +81,7 @@ TEST_F(CacheSettingsTest, SwapTrainsTheSameWeights) {
 
 TEST_F(CacheSettingsTest, RefusesWhatItDoesNotKnow) {
   EXPECT_THAT(prepare({"rollout.kv_cache_dtype=int4"}).status().message(),
-              HasSubstr("is 'int4': must be auto or float8_e4m3"));
+              HasSubstr("'int4' is not known (known here: auto, float8_e4m3)"));
   EXPECT_THAT(prepare({"rollout.preemption=drop"}).status().message(),
               HasSubstr("is 'drop': must be recompute or swap"));
   EXPECT_FALSE(prepare({"rollout.kv_cache_scale=0"}).has_value());

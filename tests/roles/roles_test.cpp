@@ -677,5 +677,42 @@ TEST_F(RolesTest, EveryExampleResolves) {
   EXPECT_GE(examples, 5);
 }
 
+// ---- The cache's type ----
+
+constexpr std::string_view one_layer =
+    "model: {num_hidden_layers: 1, num_attention_heads: 2, head_dim: 16, compute_dtype: bfloat16}\n";
+
+TEST(KvCacheDtype, IsPartOfTheProblemOfEveryRole) {
+  for (const char* shape :
+       {"rollout: {kv_cache_dtype: float8_e4m3, kv_cache_scale: 0.5}\n",
+        "actor_rollout_ref: {rollout: {kv_cache_dtype: float8_e4m3, kv_cache_scale: 2}}\n"}) {
+    const Roles roles = Roles::parse(std::string(one_layer) + shape).value();
+    EXPECT_EQ(roles.kv_cache_dtype(), DType::float8_e4m3);
+    const Problem problem = roles.problem().value();
+    EXPECT_TRUE(problem.has_kv_scales());
+    const ResolvedRoles resolved = roles.resolve_all(problem, Device::cpu(), 1).value();
+    EXPECT_TRUE(resolved.parity.agree) << resolved.parity.reason;
+    EXPECT_THAT(resolved.explain(), HasSubstr("float8_e4m3"));
+  }
+}
+
+TEST(KvCacheDtype, AutoIsTheModelsOwn) {
+  for (const char* text : {"", "rollout: {kv_cache_dtype: auto}\n"}) {
+    const Roles roles = Roles::parse(std::string(one_layer) + text).value();
+    EXPECT_FALSE(roles.kv_cache_dtype());
+    EXPECT_FALSE(roles.problem()->has_kv_scales());
+  }
+}
+
+TEST(KvCacheDtype, RefusesOthersAndTwo) {
+  EXPECT_THAT(Roles::parse(std::string(one_layer) + "rollout: {kv_cache_dtype: int4}\n").status().message(),
+              AllOf(HasSubstr("rollout.kv_cache_dtype"), HasSubstr("int4")));
+  EXPECT_THAT(Roles::parse(std::string(one_layer) + "rollout: {kv_cache_dtype: auto}\n"
+                                                    "actor_rollout_ref: {rollout: {kv_cache_dtype: auto}}\n")
+                  .status()
+                  .message(),
+              HasSubstr("is given a second time"));
+}
+
 }  // namespace
 }  // namespace chorale

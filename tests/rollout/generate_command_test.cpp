@@ -104,6 +104,30 @@ TEST_F(GenerateCommand, RunsTheAttentionThatAConfigurationAsksFor) {
   EXPECT_TRUE(run({"--prompt-tokens", "3", "--config", config}).status);
 }
 
+TEST_F(GenerateCommand, TakesItsCacheFromTheConfiguration) {
+  const std::string config = folder + "/rollout.yaml";
+  const auto log_probs = [&](const std::string& text) {
+    EXPECT_TRUE(write_file(config, text).is_ok());
+    const Outcome outcome = run({"--prompt-tokens", "3,10,4,11", "--temperature", "0", "--max-new-tokens",
+                                 "9", "--config", config, "--json"});
+    EXPECT_TRUE(outcome.status) << outcome.message();
+    return outcome.status ? outcome.json()["samples"][0]["log_probs"].dump() : "";
+  };
+  const std::string plain = log_probs("rollout: {page_size: 4}\n");
+  const std::string codes = log_probs("rollout: {page_size: 4, kv_cache_dtype: float8_e4m3}\n");
+  EXPECT_NE(codes, plain);
+  EXPECT_EQ(log_probs("actor_rollout_ref: {rollout: {kv_cache_dtype: float8_e4m3}}\n"), codes)
+      << "the same in verl's shape, in pages of another size";
+  EXPECT_NE(log_probs("rollout: {kv_cache_dtype: float8_e4m3, kv_cache_scale: 0.001}\n"), codes);
+
+  ASSERT_TRUE(write_file(config, "rollout: {kv_cache_dtype: int4}\n").is_ok());
+  EXPECT_THAT(run({"--prompt-tokens", "3", "--config", config}).message(),
+              HasSubstr("rollout.kv_cache_dtype"));
+  ASSERT_TRUE(write_file(config, "rollout: {pages: 1}\n").is_ok());
+  EXPECT_THAT(run({"--prompt-tokens", "3", "--config", config}).message(),
+              HasSubstr("the pool of 1 pages of 16 tokens holds 16"));
+}
+
 TEST_F(GenerateCommand, SaysWhatItRefuses) {
   EXPECT_THAT(run({"--prompt", "3+4="}).message(),
               HasSubstr("--prompt needs a chorale_tokenizer.json in " + folder));
