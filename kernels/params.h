@@ -3,6 +3,16 @@
 // A plan lives in one block of device memory whose parts keep their addresses from step to step, so that a
 // captured graph replays with new lengths and pages. Kernels read every length and count from there; only
 // pointers, strides and constants of the problem are launch parameters.
+//
+// What a kernel file includes: "config.cuh" (constants of this compilation), "params.h", and, for masks and scores,
+// "program.cuh", which is no file here: the host writes it for each problem (src/mask/emit_cuda.h) and it has
+//     bool  program_visible(const TableView* tables, int b, int h, int q, int k);
+//     float program_score(const TableView* tables, float score, int b, int h, int q, int k);
+//     int   program_coverage(const TableView* tables, int b, int h_first, int h_last, int q_first, int q_last,
+//                            int k_first, int k_last);    0 no pair of the box is visible, 2 all are, 1 not known
+// with h counted from ForwardParams::first_query_head. Entry points are extern "C" and named chorale_forward,
+// chorale_decode, chorale_store and chorale_copy_pages; a file that needs dynamic shared memory says how much:
+//     extern "C" __device__ const int chorale_forward_smem = bytes;    (likewise _threads: the block's size)
 #pragma once
 
 namespace chorale::kernels {
@@ -33,9 +43,20 @@ struct SplitItem {
   int chunks;      // of this block: ceil(kv_len / Config::chunk)
 };
 
+// Read from device memory, like everything that changes from step to step.
 struct PlanCounts {
-  int row_blocks;   // longest first
-  int split_items;  // 0: the plan is not split
+  int row_blocks;          // longest first
+  int split_items;         // 0: the plan is not split
+  int block_table_stride;  // pages a row; packed keys: 0
+};
+
+// Constant arrays of the mask and score programs, in the order in which the emitted code names them. An array of
+// one dimension is one row.
+struct TableView {
+  const void* values;    // int or float, row-major
+  const void* extremes;  // of integers: a tree of ranges for each row (program_math.cuh)
+  int rows;
+  int columns;
 };
 
 // All pointers are device memory.
@@ -44,20 +65,10 @@ struct PlanView {
   const Sequence* sequences;
   const RowBlock* row_blocks;
   const SplitItem* split_items;
-  const int* block_table;  // [sequences, block_table_stride]; null for packed keys
-  int block_table_stride;
-  int page_size;           // for packed keys: 0
+  const int* block_table;   // [sequences, block_table_stride]
+  const TableView* tables;  // what the functions of program.cuh take
   int* next_item;          // [2] zero before a launch and after it: the next item to take, blocks that are done
 };
-
-// Constant arrays of the mask and score programs, in the order in which the emitted code names them.
-struct TableView {
-  const void* values;    // int or float, row-major
-  const void* extremes;  // see the emitted code: least and most of groups of values
-  int rows;
-  int columns;
-};
-constexpr int max_tables = 8;
 
 struct Rows {  // a [tokens, heads, dim] tensor whose last dimension is contiguous
   void* data;
@@ -76,7 +87,6 @@ struct ForwardParams {
   const float* k_scale;   // [KV heads], fp8 caches only
   const float* v_scale;
   PlanView plan;
-  TableView tables[max_tables];
   float scale;            // of q . k
   float factor;           // turns a score into a power of two: scale * log2(e), or log2(e) after a score program
   int kv_heads;
