@@ -1,6 +1,8 @@
 # The commands of the project. Each does its own set-up; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench extras asan tsan clean
+.PHONY: help demo test check format bench extras asan tsan fuzz clean
+
+SECONDS ?= 600
 
 configure_and_build = cmake --preset $(1) && cmake --build --preset $(1)
 
@@ -45,6 +47,11 @@ tsan: ## all tests under ThreadSanitizer
 	scripts/setup.sh build
 	$(call configure_and_build,tsan)
 	ctest --preset tsan
+
+fuzz: ## search for inputs that break a promise, SECONDS=600 for each target
+	scripts/setup.sh build fuzz
+	$(call configure_and_build,fuzz)
+	scripts/fuzz.sh $(SECONDS)
 
 clean: ## remove what was built
 	rm -rf build

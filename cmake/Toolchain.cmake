@@ -15,8 +15,12 @@ if(CHORALE_SANITIZE STREQUAL "address")
 elseif(CHORALE_SANITIZE STREQUAL "thread")
   add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
   add_link_options(-fsanitize=thread)
+elseif(CHORALE_SANITIZE STREQUAL "fuzz")
+  # For libFuzzer, which is Clang's: everything reports which branches it takes. fuzz/CMakeLists.txt links the fuzzer.
+  add_compile_options(-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=address,undefined)
 elseif(NOT CHORALE_SANITIZE STREQUAL "")
-  message(FATAL_ERROR "CHORALE_SANITIZE is '${CHORALE_SANITIZE}': must be empty, address or thread")
+  message(FATAL_ERROR "CHORALE_SANITIZE is '${CHORALE_SANITIZE}': must be empty, address, thread or fuzz")
 endif()
 
 find_program(CHORALE_CCACHE ccache)

@@ -18,7 +18,7 @@ installed() {
   [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
-[ $# -gt 0 ] || fail "no group given: must be build, check or extras"
+[ $# -gt 0 ] || fail "no group given: must be build, check, fuzz or extras"
 command -v dpkg-query >/dev/null ||
   fail "dpkg-query not found: Chorale's set-up knows Debian 12 only; packages.txt lists what to install by other means"
 

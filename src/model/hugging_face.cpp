@@ -126,8 +126,7 @@ Status check_tensors(const WeightFiles& weights, const std::vector<ParameterShap
                       parameter.name, fmt::join(shape, ", "), fmt::join(parameter.shape, ", "), config_name));
   }
   for (const auto& [tensor, location] : weights.tensors()) {
-    const bool known = std::any_of(expected.begin(), expected.end(),
-                                   [&](const ParameterShape& p) { return p.name == tensor; });
+    const bool known = std::ranges::find(expected, tensor, &ParameterShape::name) != expected.end();
     if (!known && !(tied && tensor == "lm_head.weight"))
       return Status::corrupt_data(fmt::format("{}: tensor '{}' is unknown to {}",
                                               weights.file(location).path(), tensor, config_name));

@@ -5,6 +5,8 @@
 #include <yaml-cpp/exceptions.h>
 #include <yaml-cpp/parser.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <sstream>
 
 namespace chorale {
@@ -115,6 +117,29 @@ class TreeBuilder final : public YAML::EventHandler {
   bool has_key_ = false;
 };
 
+// How many bytes of `text` are UTF-8 from its start: yaml-cpp would let others through, into JSON that may
+// not hold them.
+std::size_t valid_utf8(std::string_view text) {
+  for (std::size_t i = 0; i < text.size();) {
+    const auto byte = [&](std::size_t at) {
+      return at < text.size() ? static_cast<unsigned char>(text[at]) : 0u;
+    };
+    const unsigned lead = byte(i);
+    const std::size_t length = lead < 0x80 ? 1 : lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    std::uint32_t point = length == 1 ? lead : lead & (0x7fu >> length);
+    bool valid = lead < 0x80 || (lead >= 0xc2 && lead <= 0xf4);
+    for (std::size_t part = 1; part < length; ++part) {
+      valid = valid && (byte(i + part) & 0xc0) == 0x80;
+      point = point << 6 | (byte(i + part) & 0x3f);
+    }
+    constexpr std::uint32_t least[] = {0, 0x80, 0x800, 0x10000};  // by length; below, a shorter form exists
+    if (!valid || point < least[length - 1] || point > 0x10ffff || (point >= 0xd800 && point <= 0xdfff))
+      return i;
+    i += length;
+  }
+  return text.size();
+}
+
 }  // namespace
 
 std::string_view name(YamlNode::Kind kind) {
@@ -144,6 +169,10 @@ Result<std::unique_ptr<YamlNode>> parse_yaml(std::string_view text, std::string_
                                                 text.size(), max_yaml_bytes));
   // yaml-cpp takes the end of the file for a closing quote where a line break comes before it.
   text = text.substr(0, text.find_last_not_of(" \t\r\n") + 1);
+  if (const std::size_t valid = valid_utf8(text); valid != text.size())
+    return Status::invalid_argument(
+        fmt::format("{}:{}: is not UTF-8 text", file_name,
+                    1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(valid), '\n')));
   TreeBuilder builder(file_name);
   try {
     std::istringstream stream{std::string(text)};

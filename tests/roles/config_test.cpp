@@ -264,13 +264,24 @@ TEST(Yaml, AliasBombsAndDeepNestingEndAtOnce) {
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
 }
 
-TEST(Yaml, BytesThatAreNotTextDoNoHarm) {
-  for (const std::string& yaml :
-       {std::string("a: \0b\n", 6), std::string("\xff\xfe\x00", 3), std::string("a: \xc3\n"),
-        std::string("\xef\xbb\xbf"
+TEST(Yaml, OnlyUtf8IsText) {
+  const auto refused = [](std::string_view yaml) {
+    return Config::parse(yaml, "run.yaml").status().message();
+  };
+  EXPECT_EQ(refused("a: \xc3\n"), "run.yaml:1: is not UTF-8 text");
+  EXPECT_EQ(refused("a: 1\nb: \xc3("), "run.yaml:2: is not UTF-8 text");
+  for (const char* bytes :
+       {"\xff\xfe", "\x80", "\xc0\xaf", "\xe0\x80\xaf", "\xed\xa0\x80", "\xf4\xbd\x80\x80", "\xf0\x9f\x98"})
+    EXPECT_EQ(refused(bytes), "run.yaml:1: is not UTF-8 text");
+  const auto text_of = [](std::string_view yaml) {
+    return text(Config::parse(yaml, "run.yaml").value()["a"]);
+  };
+  EXPECT_EQ(text_of("a: \xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\n"), "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80");
+  EXPECT_EQ(text_of("\xef\xbb\xbf"
                     "a: 1\n"),
-        std::string(1000, '\0')}) {
-    const auto config = Config::parse(yaml, "run.yaml");
+            "1");
+  for (const std::string& zeros : {std::string("a: \0b\n", 6), std::string(1000, '\0')}) {
+    const auto config = Config::parse(zeros, "run.yaml");
     if (config) EXPECT_TRUE((*config)["a"].exists() || !config->reject_unknown().is_ok());
   }
 }
