@@ -1,8 +1,9 @@
 # The commands of the project. Each does its own set-up; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench extras asan tsan fuzz clean
+.PHONY: help demo test check format bench extras asan tsan fuzz soak clean
 
 SECONDS ?= 600
+REQUESTS ?= 5000
 
 configure_and_build = cmake --preset $(1) && cmake --build --preset $(1)
 
@@ -52,6 +53,11 @@ fuzz: ## search for inputs that break a promise, SECONDS=600 for each target
 	scripts/setup.sh build fuzz
 	$(call configure_and_build,fuzz)
 	scripts/fuzz.sh $(SECONDS)
+
+soak: ## a long rollout under pressure, REQUESTS=5000 for each setting, each compared with itself alone
+	scripts/setup.sh build
+	$(call configure_and_build,release) --target soak
+	build/release/tests/rollout/soak --requests $(REQUESTS)
 
 clean: ## remove what was built
 	rm -rf build

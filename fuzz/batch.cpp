@@ -1,6 +1,6 @@
-// Batches in every form, and what attention does with them. A batch that is accepted is planned and run on tensors
-// that end where the batch says; memory that it does not use holds NaN. Its result has the bits of the same sequences
-// packed, computed on one thread.
+// Batches in every form, and what attention does with them. A batch that is accepted is planned and run on
+// tensors that end where the batch says; memory that it does not use holds NaN. Its result has the bits of
+// the same sequences packed, computed on one thread.
 #include <bit>
 #include <limits>
 #include <optional>
@@ -46,7 +46,8 @@ Result<Batch> make_batch(Bytes& bytes) {
     return Batch::paged(std::move(queries), std::move(lengths), page_size, tables);
   }
   if (form == 3) {
-    const auto indptr = offsets(bytes, sequences), last = integers(bytes, sequences), indices = integers(bytes, 20);
+    const auto indptr = offsets(bytes, sequences), last = integers(bytes, sequences),
+               indices = integers(bytes, 20);
     return Batch::paged_from_indptr(std::move(queries), indptr, indices, last, page_size);
   }
   Batch batch;  // filled by hand
@@ -76,7 +77,8 @@ Problem make_problem(Bytes& bytes) {
   constexpr int dims[] = {1, 3, 16, 33};
   constexpr DType types[] = {DType::float32, DType::bfloat16, DType::float16};
   const std::vector<Table> tables{Table::integers("ids", std::vector<std::int32_t>(64, 1))};
-  constexpr const char* masks[] = {"all", "causal", "causal and window(5)", "k % 3 != 0", "document(ids)", "not all"};
+  constexpr const char* masks[] = {"all",        "causal",        "causal and window(5)",
+                                   "k % 3 != 0", "document(ids)", "not all"};
   Problem problem{.kv_heads = 1 + static_cast<int>(bytes.below(2)),
                   .head_dim = dims[bytes.below(4)],
                   .value_head_dim = dims[bytes.below(4)],
@@ -125,32 +127,50 @@ struct Outputs {
 };
 
 // Forward and backward of one batch over given keys and values; the first failure.
-Status compute(const Problem& problem, const Batch& batch, std::string_view implementation, int threads, const Exact& k,
-               const Exact& v, Outputs& outputs) {
+Status compute(const Problem& problem, const Batch& batch, std::string_view implementation, int threads,
+               const Exact& k, const Exact& v, Outputs& outputs) {
   const std::int64_t rows = batch.total_q(), heads = problem.query_heads;
-  Exact q(problem.dtype, {rows, heads, problem.head_dim}, 0), grad_out(problem.dtype, {rows, heads, problem.value_dim()}, 0);
+  Exact q(problem.dtype, {rows, heads, problem.head_dim}, 0),
+      grad_out(problem.dtype, {rows, heads, problem.value_dim()}, 0);
   for (std::int64_t row = 0; row < rows; ++row) {
     fill_row(q, row, heads * problem.head_dim, row);
     fill_row(grad_out, row, heads * problem.value_dim(), row + 5);
   }
   Exact scales(DType::float32, {problem.kv_heads}, 0.5f), sinks(DType::float32, {heads}, 0.25f);
   const TensorView none{};
-  const TensorView scale = problem.has_kv_scales() ? scales.view : none, sink = problem.sinks ? sinks.view : none;
-  CHORALE_ASSIGN_OR_RETURN(const Attention attention,
-                           Attention::create(problem, implementation, Device::cpu(threads), {Phase::forward, Phase::backward}));
+  const TensorView scale = problem.has_kv_scales() ? scales.view : none,
+                   sink = problem.sinks ? sinks.view : none;
+  CHORALE_ASSIGN_OR_RETURN(
+      const Attention attention,
+      Attention::create(problem, implementation, Device::cpu(threads), {Phase::forward, Phase::backward}));
   CHORALE_ASSIGN_OR_RETURN(const auto plan, attention.plan(batch));
-  CHORALE_RETURN_IF_ERROR(attention.forward(*plan, {.q = q.view, .k = k.view, .v = v.view, .out = outputs.out.view,
-                                                    .lse = outputs.lse.view, .sinks = sink, .k_scale = scale, .v_scale = scale}));
-  return attention.backward(*plan, {.q = q.view, .k = k.view, .v = v.view, .out = outputs.out.view, .lse = outputs.lse.view,
-                                    .sinks = sink, .grad_out = grad_out.view, .grad_q = outputs.grad_q.view,
-                                    .grad_k = outputs.grad_k.view, .grad_v = outputs.grad_v.view,
+  CHORALE_RETURN_IF_ERROR(attention.forward(*plan, {.q = q.view,
+                                                    .k = k.view,
+                                                    .v = v.view,
+                                                    .out = outputs.out.view,
+                                                    .lse = outputs.lse.view,
+                                                    .sinks = sink,
+                                                    .k_scale = scale,
+                                                    .v_scale = scale}));
+  return attention.backward(*plan, {.q = q.view,
+                                    .k = k.view,
+                                    .v = v.view,
+                                    .out = outputs.out.view,
+                                    .lse = outputs.lse.view,
+                                    .sinks = sink,
+                                    .grad_out = grad_out.view,
+                                    .grad_q = outputs.grad_q.view,
+                                    .grad_k = outputs.grad_k.view,
+                                    .grad_v = outputs.grad_v.view,
                                     .grad_sinks = problem.sinks ? outputs.grad_sinks.view : none,
-                                    .k_scale = scale, .v_scale = scale});
+                                    .k_scale = scale,
+                                    .v_scale = scale});
 }
 
 // The page of a position, or none if the pool does not have it.
 std::optional<std::int64_t> page_of(const Batch& batch, int sequence, std::int64_t position) {
-  const auto index = static_cast<std::size_t>(sequence * batch.block_table_stride + position / batch.page_size);
+  const auto index =
+      static_cast<std::size_t>(sequence * batch.block_table_stride + position / batch.page_size);
   const std::int32_t page = batch.block_table[index];
   if (page < 0 || page >= pool_pages) return std::nullopt;
   return page;
@@ -160,10 +180,12 @@ void check_paged(const Problem& problem, const Batch& batch, std::string_view im
                  std::vector<std::int32_t> key_offsets) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const DType kept = problem.kv_dtype_or_default();
-  const std::int64_t key_width = problem.kv_heads * problem.head_dim, value_width = problem.kv_heads * problem.value_dim();
+  const std::int64_t key_width = problem.kv_heads * problem.head_dim,
+                     value_width = problem.kv_heads * problem.value_dim();
   Exact pool_k(kept, {pool_pages, batch.page_size, problem.kv_heads, problem.head_dim}, nan);
   Exact pool_v(kept, {pool_pages, batch.page_size, problem.kv_heads, problem.value_dim()}, nan);
-  Exact k(kept, {batch.total_k(), problem.kv_heads, problem.head_dim}, nan), v(kept, {batch.total_k(), problem.kv_heads, problem.value_dim()}, nan);
+  Exact k(kept, {batch.total_k(), problem.kv_heads, problem.head_dim}, nan),
+      v(kept, {batch.total_k(), problem.kv_heads, problem.value_dim()}, nan);
   bool inside = true;
   for (int b = 0; b < batch.sequences(); ++b) {
     for (std::int64_t position = 0; position < batch.kv_len(b); ++position) {
@@ -173,7 +195,8 @@ void check_paged(const Problem& problem, const Batch& batch, std::string_view im
         continue;
       }
       // The slot's own content: sequences may share pages.
-      const std::int64_t slot = *page * batch.page_size + position % batch.page_size, row = key_offsets[static_cast<std::size_t>(b)] + position;
+      const std::int64_t slot = *page * batch.page_size + position % batch.page_size,
+                         row = key_offsets[static_cast<std::size_t>(b)] + position;
       fill_row(pool_k, slot, key_width, slot);
       fill_row(pool_v, slot, value_width, slot + 3);
       fill_row(k, row, key_width, slot);
@@ -197,7 +220,8 @@ void check_paged(const Problem& problem, const Batch& batch, std::string_view im
 
 void check_packed(const Problem& problem, const Batch& batch, std::string_view implementation, int threads) {
   const DType kept = problem.kv_dtype_or_default();
-  Exact k(kept, {batch.total_k(), problem.kv_heads, problem.head_dim}, 0), v(kept, {batch.total_k(), problem.kv_heads, problem.value_dim()}, 0);
+  Exact k(kept, {batch.total_k(), problem.kv_heads, problem.head_dim}, 0),
+      v(kept, {batch.total_k(), problem.kv_heads, problem.value_dim()}, 0);
   for (std::int64_t row = 0; row < batch.total_k(); ++row) {
     fill_row(k, row, problem.kv_heads * problem.head_dim, row);
     fill_row(v, row, problem.kv_heads * problem.value_dim(), row + 3);
@@ -209,7 +233,8 @@ void check_packed(const Problem& problem, const Batch& batch, std::string_view i
   ASSERT_TRUE(status.is_ok() || !status.message().empty());
   ASSERT_TRUE(one == many);
   for (std::int64_t i = 0; status.is_ok() && i < many.out.view.elements(); ++i)
-    ASSERT_TRUE(std::abs(load_element(many.out.view.data, problem.dtype, i)) <= 1) << "a mean of values of at most 1";
+    ASSERT_TRUE(std::abs(load_element(many.out.view.data, problem.dtype, i)) <= 1)
+        << "a mean of values of at most 1";
 }
 
 }  // namespace

@@ -22,8 +22,10 @@ void run(std::span<const std::uint8_t> input) {
   ASSERT_EQ(again->to_json(), text);
   ASSERT_EQ(again->num_hidden_layers, config->num_hidden_layers);
   ASSERT_EQ(again->problem().describe(), config->problem().describe());
-  ASSERT_EQ(std::bit_cast<std::uint32_t>(again->rms_norm_eps), std::bit_cast<std::uint32_t>(config->rms_norm_eps));
-  ASSERT_EQ(std::bit_cast<std::uint32_t>(again->rope_theta), std::bit_cast<std::uint32_t>(config->rope_theta));
+  ASSERT_EQ(std::bit_cast<std::uint32_t>(again->rms_norm_eps),
+            std::bit_cast<std::uint32_t>(config->rms_norm_eps));
+  ASSERT_EQ(std::bit_cast<std::uint32_t>(again->rope_theta),
+            std::bit_cast<std::uint32_t>(config->rope_theta));
   ASSERT_EQ(again->compute_dtype, config->compute_dtype);
   ASSERT_EQ(again->eos_token_id, config->eos_token_id);
 }

@@ -1,5 +1,5 @@
-// Mask and score programs as text. What parses is printed and parsed again, then read in all the ways a program is
-// read: element by element, as rows and as tiles. They must agree.
+// Mask and score programs as text. What parses is printed and parsed again, then read in all the ways a
+// program is read: element by element, as rows and as tiles. They must agree.
 #include <bit>
 #include <string>
 #include <vector>
@@ -51,7 +51,8 @@ void check_mask(const Mask& mask, const Box& box) {
     evaluator.mask({box.b.first, box.h.first, q, box.k.first}, columns, row.data());
     for (std::int64_t i = 0; i < columns; ++i) {
       const bool visible = evaluate_mask(program, {box.b.first, box.h.first, q, box.k.first + i});
-      ASSERT_EQ(row[static_cast<std::size_t>(i)], visible ? 1 : 0) << mask.to_string() << " q " << q << " k " << i;
+      ASSERT_EQ(row[static_cast<std::size_t>(i)], visible ? 1 : 0)
+          << mask.to_string() << " q " << q << " k " << i;
       any = any || visible;
       all = all && visible;
     }
@@ -74,7 +75,8 @@ void check_score(const Score& score, const Box& box) {
       evaluator.score({start.b, start.h, start.q, start.k + at}, part, scores.data() + at, cut.data() + at);
     }
     for (std::size_t i = 0; i < whole.size(); ++i)
-      ASSERT_EQ(std::bit_cast<std::uint32_t>(whole[i]), std::bit_cast<std::uint32_t>(cut[i])) << score.to_string();
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(whole[i]), std::bit_cast<std::uint32_t>(cut[i]))
+          << score.to_string();
   }
 }
 

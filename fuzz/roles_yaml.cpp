@@ -1,5 +1,5 @@
-// A configuration of roles, with overrides from a command line. The tree that YAML comes to is printed and parsed
-// again; what loads is resolved and explained.
+// A configuration of roles, with overrides from a command line. The tree that YAML comes to is printed and
+// parsed again; what loads is resolved and explained.
 #include <algorithm>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -94,11 +94,13 @@ void check_resolved(const Roles& roles) {
     for (const Resolution& resolution : resolutions) {
       ASSERT_NE(resolution.chosen, nullptr);
       ASSERT_EQ(resolution.implementation, resolution.chosen->name());
-      ASSERT_TRUE(resolution.chosen->supports(resolution.problem, resolution.device, resolution.phase).is_ok());
+      ASSERT_TRUE(
+          resolution.chosen->supports(resolution.problem, resolution.device, resolution.phase).is_ok());
       if (resolution.requested == "auto") continue;
       const ImplementationName* name = find_implementation_name(resolution.requested);
       ASSERT_NE(name, nullptr) << resolution.requested;
-      ASSERT_NE(std::ranges::find(name->servants, resolution.chosen), name->servants.end()) << resolution.explain();
+      ASSERT_NE(std::ranges::find(name->servants, resolution.chosen), name->servants.end())
+          << resolution.explain();
     }
 }
 
@@ -113,7 +115,8 @@ void run(std::span<const std::uint8_t> input) {
   const auto roles = Roles::parse(parts.front(), "fuzz.yaml", overrides);
   if (roles) return check_resolved(*roles);
   ASSERT_FALSE(roles.status().message().empty());
-  if (overrides.empty()) ASSERT_TRUE(roles.status().message().starts_with("fuzz.yaml:")) << roles.status().message();
+  if (overrides.empty())
+    ASSERT_TRUE(roles.status().message().starts_with("fuzz.yaml:")) << roles.status().message();
 }
 
 }  // namespace chorale::fuzz

@@ -1,5 +1,5 @@
-// safetensors files. What opens has tensors that cover its data, each as large as its shape says; all of them are
-// read, written to another file and read again.
+// safetensors files. What opens has tensors that cover its data, each as large as its shape says; all of them
+// are read, written to another file and read again.
 #include "model/safetensors.h"
 
 #include <unistd.h>
@@ -31,8 +31,8 @@ class TemporaryFile {
   std::string path_;
 };
 
-// The file as it is, or (where the first byte is odd) a header up to the first zero byte, its length put before it, and
-// the data: lengths that fit are hard to come by.
+// The file as it is, or (where the first byte is odd) a header up to the first zero byte, its length put
+// before it, and the data: lengths that fit are hard to come by.
 std::string content_of(std::span<const std::uint8_t> input) {
   if (input.empty()) return {};
   const std::string_view text = text_of(input.subspan(1));
@@ -85,7 +85,8 @@ void expect_same_when_written_again(const SafetensorsFile& file) {
     const std::vector<float> values = read(file, entry), copied = read(*again, other);
     ASSERT_EQ(values.size(), copied.size());
     for (std::size_t i = 0; i < values.size(); ++i)
-      ASSERT_EQ(std::bit_cast<std::uint32_t>(values[i]), std::bit_cast<std::uint32_t>(copied[i])) << name << " " << i;
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(values[i]), std::bit_cast<std::uint32_t>(copied[i]))
+          << name << " " << i;
   }
 }
 

@@ -1,7 +1,8 @@
-// What a fuzz target is: one function over bytes that fails, by GoogleTest's assertions, if a property does not hold.
+// What a fuzz target is: one function over bytes that fails, by GoogleTest's assertions, if a property does
+// not hold.
 //
-// Linked with libFuzzer (preset `fuzz`) it searches for such bytes. In every other build it is a test that replays the
-// kept ones, a file of fuzz/corpus/<target> each.
+// Linked with libFuzzer (preset `fuzz`) it searches for such bytes. In every other build it is a test that
+// replays the kept ones, a file of fuzz/corpus/<target> each.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -1,17 +1,22 @@
-// What the host hands to the kernels: plain data, read by both compilers. No standard headers: NVRTC has none.
+// What the host hands to the kernels: plain data, read by both compilers. No standard headers: NVRTC has
+// none.
 //
 // A plan lives in one block of device memory whose parts keep their addresses from step to step, so that a
 // captured graph replays with new lengths and pages. Kernels read every length and count from there; only
 // pointers, strides and constants of the problem are launch parameters.
 //
-// What a kernel file includes: "config.cuh" (constants of this compilation), "params.h", and, for masks and scores,
-// "program.cuh", which is no file here: the host writes it for each problem (src/mask/emit_cuda.h) and it has
+// What a kernel file includes: "config.cuh" (constants of this compilation), "params.h", and, for masks and
+// scores, "program.cuh", which is no file here: the host writes it for each problem (src/mask/emit_cuda.h)
+// and it has
 //     bool  program_visible(const TableView* tables, int b, int h, int q, int k);
 //     float program_score(const TableView* tables, float score, int b, int h, int q, int k);
-//     int   program_coverage(const TableView* tables, int b, int h_first, int h_last, int q_first, int q_last,
-//                            int k_first, int k_last);    0 no pair of the box is visible, 2 all are, 1 not known
+//     int   program_coverage(const TableView* tables, int b, int h_first, int h_last, int q_first, int
+//     q_last,
+//                            int k_first, int k_last);    0 no pair of the box is visible, 2 all are, 1 not
+//                            known
 // with h counted from ForwardParams::first_query_head. Entry points are extern "C" and named chorale_forward,
-// chorale_decode, chorale_store and chorale_copy_pages; a file that needs dynamic shared memory says how much:
+// chorale_decode, chorale_store and chorale_copy_pages; a file that needs dynamic shared memory says how
+// much:
 //     extern "C" __device__ const int chorale_forward_smem = bytes;    (likewise _threads: the block's size)
 #pragma once
 
@@ -50,8 +55,8 @@ struct PlanCounts {
   int block_table_stride;  // pages a row; packed keys: 0
 };
 
-// Constant arrays of the mask and score programs, in the order in which the emitted code names them. An array of
-// one dimension is one row.
+// Constant arrays of the mask and score programs, in the order in which the emitted code names them. An array
+// of one dimension is one row.
 struct TableView {
   const void* values;    // int or float, row-major
   const void* extremes;  // of integers: a tree of ranges for each row (program_math.cuh)
@@ -67,7 +72,7 @@ struct PlanView {
   const SplitItem* split_items;
   const int* block_table;   // [sequences, block_table_stride]
   const TableView* tables;  // what the functions of program.cuh take
-  int* next_item;          // [2] zero before a launch and after it: the next item to take, blocks that are done
+  int* next_item;  // [2] zero before a launch and after it: the next item to take, blocks that are done
 };
 
 struct Rows {  // a [tokens, heads, dim] tensor whose last dimension is contiguous
@@ -80,23 +85,23 @@ struct ForwardParams {
   TensorMap k;  // dimensions head_dim, KV heads, slots of a page, pages (packed keys: one page of all tokens)
   TensorMap v;
   Rows out;
-  Rows k_rows, v_rows;    // the same memory as k and v: token_stride between slots of a page
+  Rows k_rows, v_rows;                     // the same memory as k and v: token_stride between slots of a page
   long long k_page_stride, v_page_stride;  // elements
-  float* lse;             // [tokens, query heads] or null
-  const float* sinks;     // [query heads] or null
-  const float* k_scale;   // [KV heads], fp8 caches only
+  float* lse;                              // [tokens, query heads] or null
+  const float* sinks;                      // [query heads] or null
+  const float* k_scale;                    // [KV heads], fp8 caches only
   const float* v_scale;
   PlanView plan;
-  float scale;            // of q . k
-  float factor;           // turns a score into a power of two: scale * log2(e), or log2(e) after a score program
+  float scale;   // of q . k
+  float factor;  // turns a score into a power of two: scale * log2(e), or log2(e) after a score program
   int kv_heads;
-  int heads_together;     // KV heads whose blocks run side by side, so that their keys stay in the L2 cache
-  int first_query_head;   // what `h` counts from in programs
+  int heads_together;    // KV heads whose blocks run side by side, so that their keys stay in the L2 cache
+  int first_query_head;  // what `h` counts from in programs
   // Split decode: partial states, slot = first_slot + chunk, for each KV head in turn.
-  float* partial_out;     // [kv_heads, slots, rows, value_dim]
-  float* partial_max;     // [kv_heads, slots, rows]
-  float* partial_sum;     // [kv_heads, slots, rows]
-  int* arrivals;          // [kv_heads, row blocks], zero before and after a launch
+  float* partial_out;  // [kv_heads, slots, rows, value_dim]
+  float* partial_max;  // [kv_heads, slots, rows]
+  float* partial_sum;  // [kv_heads, slots, rows]
+  int* arrivals;       // [kv_heads, row blocks], zero before and after a launch
   int slots;
 };
 

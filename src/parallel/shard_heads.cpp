@@ -48,11 +48,12 @@ Result<std::vector<float>> shard_scales(std::span<const float> scales, int kv_he
   CHORALE_ASSIGN_OR_RETURN(const HeadRange own, own_heads(kv_heads, communicator));
   const auto heads = static_cast<std::size_t>(kv_heads);
   if (scales.size() % heads != 0)
-    return Status::invalid_argument(
-        fmt::format("{} scales: must be one for each of the {} KV heads of every layer", scales.size(), heads));
+    return Status::invalid_argument(fmt::format(
+        "{} scales: must be one for each of the {} KV heads of every layer", scales.size(), heads));
   std::vector<float> part;
   for (; !scales.empty(); scales = scales.subspan(heads)) {
-    const auto mine = scales.subspan(static_cast<std::size_t>(own.first), static_cast<std::size_t>(own.count));
+    const auto mine =
+        scales.subspan(static_cast<std::size_t>(own.first), static_cast<std::size_t>(own.count));
     part.insert(part.end(), mine.begin(), mine.end());
   }
   return part;

@@ -45,6 +45,7 @@ class CachedAttention final : public LayerAttention {
   static Result<CachedAttention> create(LayerAttentions attentions, KvCache cache);
 
   KvCache& cache() { return cache_; }
+  const KvCache& cache() const { return cache_; }
 
   // Plans the next forward: once a step, shared by the layers that run the same implementation, and by both
   // phases where they do.

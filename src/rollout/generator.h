@@ -79,6 +79,8 @@ class Generator {
   void set_observer(StepObserver* observer) { observer_ = observer; }
   // Since the generator was made.
   GeneratorStats stats() const;
+  // Which pages are free and used, between two steps.
+  const KvCache& cache() const { return attention_.cache(); }
 
  private:
   Generator(const Model& model, CachedAttention attention, const GeneratorConfig& config)

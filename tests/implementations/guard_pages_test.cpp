@@ -1,5 +1,5 @@
-// Every tensor right before, or right behind, memory that no process may touch. A kernel that reads or writes one
-// element beyond a tensor faults here, where memory around it would have hidden that.
+// Every tensor right before, or right behind, memory that no process may touch. A kernel that reads or writes
+// one element beyond a tensor faults here, where memory around it would have hidden that.
 #include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -62,9 +62,8 @@ std::size_t extent(const TensorView& view) {
 }
 
 std::vector<Stored*> tensors(Data& data) {
-  return {&data.q,        &data.k,   &data.v,   &data.k_scale, &data.v_scale, &data.sinks,
-          &data.grad_out, &data.out, &data.lse, &data.grad_q,  &data.grad_k,  &data.grad_v,
-          &data.grad_sinks};
+  return {&data.q,   &data.k,   &data.v,      &data.k_scale, &data.v_scale, &data.sinks,     &data.grad_out,
+          &data.out, &data.lse, &data.grad_q, &data.grad_k,  &data.grad_v,  &data.grad_sinks};
 }
 
 // What is computed, for the last words of a process that faulted.
@@ -86,7 +85,8 @@ class GuardPages : public testing::TestWithParam<Place> {
  protected:
   void SetUp() override {
     const char* wanted = std::getenv("CHORALE_SIMD");
-    if (wanted != nullptr && wanted != level()) GTEST_SKIP() << "runs " << level() << " at most, not " << wanted;
+    if (wanted != nullptr && wanted != level())
+      GTEST_SKIP() << "runs " << level() << " at most, not " << wanted;
     before_ = ::signal(SIGSEGV, &tell_and_die);
   }
   void TearDown() override { ::signal(SIGSEGV, before_); }
@@ -117,7 +117,9 @@ class GuardPages : public testing::TestWithParam<Place> {
     ASSERT_TRUE(backward.is_ok()) << backward.message();
     const auto here = tensors(guarded), there = tensors(free);
     for (std::size_t i = 0; i < here.size(); ++i)
-      if (extent(here[i]->view) != 0) EXPECT_EQ(std::memcmp(here[i]->view.data, there[i]->view.data, extent(here[i]->view)), 0) << "tensor " << i;
+      if (extent(here[i]->view) != 0)
+        EXPECT_EQ(std::memcmp(here[i]->view.data, there[i]->view.data, extent(here[i]->view)), 0)
+            << "tensor " << i;
   }
 
  private:
@@ -129,8 +131,9 @@ TEST_P(GuardPages, NothingOutsideATensorIsTouched) {
     DType dtype;
     std::optional<DType> kv_dtype;
   };
-  for (const auto& [dtype, kv_dtype] : {Types{DType::float32, {}}, Types{DType::bfloat16, {}}, Types{DType::float16, {}},
-                                        Types{DType::bfloat16, DType::float8_e4m3}}) {
+  for (const auto& [dtype, kv_dtype] :
+       {Types{DType::float32, {}}, Types{DType::bfloat16, {}}, Types{DType::float16, {}},
+        Types{DType::bfloat16, DType::float8_e4m3}}) {
     for (const int dim : {1, 7, 80, 96, 128}) {
       for (const int page_size : {0, 1, 16, 256}) {
         const Arrangement arrangement = dim == 7 || dim == 96 ? Arrangement::padded : Arrangement::contiguous;
@@ -161,7 +164,8 @@ std::vector<Place> places() {
   return all;
 }
 std::string place_name(const testing::TestParamInfo<Place>& info) {
-  return std::string(info.param.implementation->name()) + (info.param.side == Side::begin ? "_Begin" : "_End");
+  return std::string(info.param.implementation->name()) +
+         (info.param.side == Side::begin ? "_Begin" : "_End");
 }
 INSTANTIATE_TEST_SUITE_P(Implementations, GuardPages, testing::ValuesIn(places()), place_name);
 

@@ -1,6 +1,6 @@
-// A KvCache beside a model that keeps each sequence's tokens in a plain vector, driven by choices that come from
-// anywhere: a random generator, or a fuzzer. After every call the cache must hold what the model holds, seen through
-// block tables, and its books must balance.
+// A KvCache beside a model that keeps each sequence's tokens in a plain vector, driven by choices that come
+// from anywhere: a random generator, or a fuzzer. After every call the cache must hold what the model holds,
+// seen through block tables, and its books must balance.
 //
 // Keys and values are a hash of all tokens up to their own, of the salt and of the version of the weights: as
 // in a transformer, equal prefixes have equal keys, and any page that is shared wrongly holds wrong bits.
@@ -220,7 +220,11 @@ class CacheModel {
 
   // A call that can never work: an error in words, and nothing else.
   void mistake(Id id, const ModelSequence& sequence) {
-    constexpr std::array<std::int64_t, 6> odd{-1, 0, 7, std::int64_t{1} << 40, std::numeric_limits<std::int64_t>::max(),
+    constexpr std::array<std::int64_t, 6> odd{-1,
+                                              0,
+                                              7,
+                                              std::int64_t{1} << 40,
+                                              std::numeric_limits<std::int64_t>::max(),
                                               std::numeric_limits<std::int64_t>::min()};
     const std::int64_t number = odd[static_cast<std::size_t>(below(odd.size()))];
     const Id stranger = model.contains(number) ? -1 : number;
@@ -243,7 +247,9 @@ class CacheModel {
         case 1:
           return cache->append(stranger, 1).status();
         case 2:
-          return cache->append(id, number < 0 ? number : std::numeric_limits<std::int64_t>::max() - number % 2).status();
+          return cache
+              ->append(id, number < 0 ? number : std::numeric_limits<std::int64_t>::max() - number % 2)
+              .status();
         case 3:
           return cache->truncate(id, bad_length);
         case 4:

@@ -2,43 +2,11 @@
 // give the bits of a rollout without them, or of the trainer.
 #include <gtest/gtest.h>
 
-#include <bit>
-
-#include "rollout/generator.h"
+#include "rollout/fixture.h"
 #include "trainer/trainer.h"
 
 namespace chorale {
 namespace {
-
-Model small_model(DType dtype) {
-  ModelConfig config;
-  config.vocab_size = 37;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.num_hidden_layers = 2;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 8;
-  config.max_position_embeddings = 256;
-  config.compute_dtype = dtype;
-  ParameterSet parameters = random_parameters(config, 77);
-  for (const NamedTensor& parameter : parameters) {  // far from flat
-    if (parameter.name.find("norm") != std::string::npos) continue;
-    for (float& x : parameter.value.as<float>()) x *= 12;
-  }
-  return Model::create(config, parameters, 2).value();
-}
-
-Attention attention(const Model& model, std::optional<DType> kv_dtype, std::initializer_list<Phase> phases) {
-  Problem problem = model.config().problem();
-  problem.kv_dtype = kv_dtype;
-  return Attention::create(problem, "flash_attention_2", Device::cpu(2), phases).value();
-}
-
-Generator make(const Model& model, const GeneratorConfig& config, std::optional<DType> kv_dtype = {}) {
-  const Attention both = attention(model, kv_dtype, {Phase::prefill, Phase::decode});
-  return Generator::create(model, LayerAttentions::uniform(both, 2), config).value();
-}
 
 GeneratorConfig config_with(std::int64_t pages, Preemption preemption = Preemption::recompute) {
   return {.page_size = 4,
@@ -70,17 +38,6 @@ std::vector<Completion> one_by_one(const Model& model, const std::vector<Request
     EXPECT_EQ(completions.back().shared_tokens, 0) << "nothing to share with";
   }
   return completions;
-}
-
-void expect_same(const std::vector<Completion>& expected, const std::vector<Completion>& actual) {
-  ASSERT_EQ(expected.size(), actual.size());
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    EXPECT_EQ(expected[i].tokens, actual[i].tokens) << "request " << i;
-    for (std::size_t j = 0; j < expected[i].log_probs.size(); ++j)
-      EXPECT_EQ(std::bit_cast<std::uint32_t>(expected[i].log_probs[j]),
-                std::bit_cast<std::uint32_t>(actual[i].log_probs[j]))
-          << "request " << i << ", token " << j;
-  }
 }
 
 // One after the other, so that what is shared comes from pages that nobody uses any more.
@@ -144,7 +101,7 @@ TEST(CacheReuse, AnEightBitRolloutAgreesWithItsTrainer) {
     GeneratorConfig config = config_with(20, Preemption::swap);
     config.key_scales = key_scales;
     config.value_scales = value_scales;
-    Generator generator = make(model, config, fp8);
+    Generator generator = make(model, config, {.kv_dtype = fp8});
     const std::vector<Request> requests = groups(8);
     const auto completions = generator.generate(requests).value();
     EXPECT_GT(generator.stats().preemptions, 0);
@@ -160,7 +117,7 @@ TEST(CacheReuse, AnEightBitRolloutAgreesWithItsTrainer) {
     }
     const auto replay = [&](std::optional<DType> kv_dtype, std::vector<float> k_scales,
                             std::vector<float> v_scales) {
-      const PackedLayer layer{attention(model, kv_dtype, {Phase::forward}), std::nullopt};
+      const PackedLayer layer{attention(model, {.kv_dtype = kv_dtype}), std::nullopt};
       PackedAttention packed({layer, layer}, std::move(k_scales), std::move(v_scales));
       return answer_log_probs(model, packed, sequences, {.tokens_per_pack = 100, .threads = 2}).value();
     };
@@ -172,11 +129,11 @@ TEST(CacheReuse, AnEightBitRolloutAgreesWithItsTrainer) {
 
 TEST(CacheReuse, EightBitsWithoutScalesAreRefused) {
   const Model model = small_model(DType::float32);
-  const Attention both = attention(model, DType::float8_e4m3, {Phase::prefill, Phase::decode});
+  const Attention both = attention(model, {.kv_dtype = DType::float8_e4m3});
   const auto refused = Generator::create(model, LayerAttentions::uniform(both, 2), config_with(10));
   EXPECT_EQ(refused.status().message(),
             "key_scales has 0 elements: must have 4 for 2 layers of 2 heads in float8_e4m3");
-  PackedAttention packed({{attention(model, DType::float8_e4m3, {Phase::forward}), std::nullopt}});
+  PackedAttention packed({{attention(model, {.kv_dtype = DType::float8_e4m3}), std::nullopt}});
   EXPECT_EQ(packed.plan(std::vector<std::int32_t>{0, 3}).code(), Code::invalid_argument);
 }
 

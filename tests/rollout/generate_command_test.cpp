@@ -10,6 +10,7 @@
 #include "commands.h"
 #include "model/hugging_face.h"
 #include "rl/task.h"
+#include "rollout/fixture.h"
 
 namespace chorale::app {
 namespace {
@@ -24,14 +25,8 @@ class GenerateCommand : public testing::Test {
              testing::UnitTest::GetInstance()->current_test_info()->name();
     std::filesystem::remove_all(folder);  // of a run that was cut short
     ASSERT_TRUE(make_folder(folder).is_ok());
-    ModelConfig config;
+    ModelConfig config = small_config();
     config.vocab_size = SumOfDigits::vocab_size;
-    config.hidden_size = 16;
-    config.intermediate_size = 24;
-    config.num_hidden_layers = 2;
-    config.num_attention_heads = 2;
-    config.num_key_value_heads = 1;
-    config.head_dim = 8;
     config.max_position_embeddings = 64;
     config.eos_token_id = SumOfDigits::end;
     const Status saved = save_model_folder(folder, config, random_parameters(config, 9));

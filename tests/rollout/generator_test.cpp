@@ -5,12 +5,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <map>
 #include <random>
 #include <set>
 
-#include "model/model.h"
+#include "rollout/fixture.h"
 #include "trainer/trainer.h"
 
 namespace chorale {
@@ -18,51 +17,11 @@ namespace {
 
 using testing::HasSubstr;
 
-ModelConfig small_config(DType dtype = DType::float32) {
-  ModelConfig config;
-  config.vocab_size = 37;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.num_hidden_layers = 2;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 8;
-  config.max_position_embeddings = 256;
-  config.compute_dtype = dtype;
-  return config;
-}
-
-// Larger weights than at the start of a training, so that the distribution is far from flat.
-ParameterSet lively_parameters(const ModelConfig& config) {
-  ParameterSet parameters = random_parameters(config, 77);
-  for (const NamedTensor& parameter : parameters) {
-    if (parameter.name.find("norm") != std::string::npos) continue;
-    for (float& x : parameter.value.as<float>()) x *= 12;
-  }
-  return parameters;
-}
-
-Model small_model(DType dtype = DType::float32, int threads = 1) {
-  const ModelConfig config = small_config(dtype);
-  return Model::create(config, lively_parameters(config), threads).value();
-}
-
-Attention attention(const Model& model, std::string_view implementation = "flash_attention_2",
-                    int threads = 1) {
-  return Attention::create(model.config().problem(), implementation, Device::cpu(threads),
-                           {Phase::prefill, Phase::decode})
-      .value();
-}
-
 LayerAttentions attentions(const Model& model) { return LayerAttentions::uniform(attention(model), 2); }
 
 GeneratorConfig roomy() {
   return {
       .page_size = 8, .pages = 400, .scheduler = {.tokens_per_step = 64, .max_running = 32}, .threads = 1};
-}
-
-Generator make(const Model& model, const GeneratorConfig& config) {
-  return Generator::create(model, attentions(model), config).value();
 }
 
 // Prompts of many lengths, groups of three with one prompt, and every way to sample.
@@ -86,21 +45,6 @@ std::vector<Request> crowd() {
          .stop_tokens = {3, 11}});
   }
   return requests;
-}
-
-void expect_same(const std::vector<Completion>& expected, const std::vector<Completion>& actual) {
-  ASSERT_EQ(expected.size(), actual.size());
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    EXPECT_EQ(expected[i].id, actual[i].id);
-    EXPECT_EQ(expected[i].tokens, actual[i].tokens) << "request " << expected[i].id;
-    EXPECT_EQ(expected[i].reason, actual[i].reason) << "request " << expected[i].id;
-    ASSERT_EQ(expected[i].log_probs.size(), actual[i].log_probs.size());
-    for (std::size_t j = 0; j < expected[i].log_probs.size(); ++j)
-      EXPECT_EQ(std::bit_cast<std::uint32_t>(expected[i].log_probs[j]),
-                std::bit_cast<std::uint32_t>(actual[i].log_probs[j]))
-          << "request " << expected[i].id << ", token " << j << ": " << expected[i].log_probs[j] << " and "
-          << actual[i].log_probs[j];
-  }
 }
 
 // Each request by itself, in a pool with room to spare.
@@ -197,8 +141,8 @@ TEST_P(SameBits, OnAnyNumberOfThreads) {
     GeneratorConfig config = roomy();
     config.threads = threads;
     Generator generator =
-        Generator::create(
-            threaded, LayerAttentions::uniform(attention(threaded, "flash_attention_2", threads), 2), config)
+        Generator::create(threaded, LayerAttentions::uniform(attention(threaded, {.threads = threads}), 2),
+                          config)
             .value();
     expect_same(expected, generator.generate(crowd()).value());
   }
@@ -206,8 +150,9 @@ TEST_P(SameBits, OnAnyNumberOfThreads) {
 
 // Prefill and decode may differ in their bits; a token that is computed again is computed as it was.
 TEST_P(SameBits, WhenThePhasesAreDifferentImplementations) {
-  const LayerAttentions mixed{{attention(model), attention(model, "eager")},
-                              {attention(model, "eager"), attention(model, "eager")}};
+  const LayerAttentions mixed{
+      {attention(model), attention(model, {.implementation = "eager"})},
+      {attention(model, {.implementation = "eager"}), attention(model, {.implementation = "eager"})}};
   const auto generate = [&](const GeneratorConfig& config, std::int64_t& preemptions) {
     Generator generator = Generator::create(model, mixed, config).value();
     auto completions = generator.generate(crowd()).value();
@@ -230,8 +175,9 @@ TEST_P(SameBits, WhenThePhasesAreDifferentImplementations) {
 // A prompt that repeats what another request has just generated: the tokens are the same, but there they are
 // decoded and here they are prefilled, so keys may only be shared up to the end of the other's prompt.
 TEST_P(SameBits, WhenAPromptRepeatsWhatAnotherGenerated) {
-  const LayerAttentions mixed{{attention(model), attention(model)},
-                              {attention(model, "eager"), attention(model, "eager")}};
+  const LayerAttentions mixed{
+      {attention(model), attention(model)},
+      {attention(model, {.implementation = "eager"}), attention(model, {.implementation = "eager"})}};
   const auto make_mixed = [&] {
     return Generator::create(model, mixed, {.page_size = 4, .pages = 100, .scheduler = {}, .threads = 1})
         .value();
