@@ -9,7 +9,7 @@ namespace chorale {
 // then the sum of exponentials by simd::sum's tree. The distribution is not truncated: top-k and top-p choose
 // among tokens, they do not change what is recorded.
 float token_log_prob(const float* logits, std::int64_t vocab, float temperature, std::int32_t token);
-// grad_logits[j] = grad * d token_log_prob / d logits[j]; overwrites.
+// grad_logits[j] = grad * d token_log_prob / d logits[j]; overwrites. May be `logits`.
 void token_log_prob_backward(const float* logits, std::int64_t vocab, float temperature, std::int32_t token,
                              float grad, float* grad_logits);
 

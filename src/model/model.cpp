@@ -20,18 +20,18 @@ class Activations {
       state;  // of the model that made them: its weights are what backward multiplies by
   std::vector<std::int32_t> tokens, logit_rows;
   RotaryRows rotary;
-  std::vector<LayerRows> layers;
+  std::vector<LayerActivations> layers;
   RowBuffer last_residual;  // [rows, hidden_size]: what the last norm reads
-  RowBuffer logit_norm;     // [logit_rows, hidden_size]: what lm_head reads
 };
 
 struct Model::State {
   State(const ModelConfig& shape, const ParameterSet& parameters, int thread_count);
+  void assign(const ParameterSet& parameters);
 
   ModelConfig config;
   int threads;
   std::vector<double> frequencies;  // [head_dim / 2]
-  RowBuffer embedding;              // [vocab_size, hidden_size]
+  Tensor embedding;                 // [vocab_size, hidden_size] in the compute type
   std::vector<DecoderLayer> layers;
   std::vector<float> norm;
   Linear lm_head;
@@ -39,13 +39,14 @@ struct Model::State {
 
 namespace {
 
-RowBuffer make_embedding(const Tensor& weight, DType type) {
-  RowBuffer rows(weight.shape(0), weight.shape(1));
-  for (std::int64_t row = 0; row < rows.rows(); ++row) {
-    std::copy_n(weight.as<float>().data() + row * rows.columns(), rows.columns(), rows[row]);
-    ops::round(type, rows[row], rows.columns());
-  }
-  return rows;
+// Rounds `weight` into `embedding`, which has its shape.
+void round_embedding(const Tensor& weight, int threads, const Tensor& embedding) {
+  const std::int64_t columns = weight.shape(1),
+                     size = columns * static_cast<std::int64_t>(size_of(embedding.dtype()));
+  parallel_for(weight.shape(0), threads, [&](std::int64_t row, int) {
+    simd::from_float(weight.as<float>().data() + row * columns, embedding.dtype(),
+                     static_cast<std::byte*>(embedding.view().data) + row * size, columns);
+  });
 }
 
 std::vector<double> rotary_frequencies(const ModelConfig& config) {
@@ -94,9 +95,18 @@ RotaryRows rotary_rows(const Model& model, std::span<const double> frequencies,
 }
 
 RowBuffer gather(const RowBuffer& from, std::span<const std::int32_t> rows) {
-  RowBuffer to(std::ssize(rows), from.columns());
+  const RowBuffer to(std::ssize(rows), from.columns());
   for (std::int64_t i = 0; i < to.rows(); ++i) std::copy_n(from[rows[i]], to.columns(), to[i]);
   return to;
+}
+
+// float32 [any rows, columns] with contiguous rows.
+Status check_rows(std::string_view what, const TensorView& view, std::int64_t columns) {
+  if (view.dtype == DType::float32 && view.rank == 2 && view.shape[1] == columns &&
+      (view.stride[1] == 1 || view.elements() == 0))
+    return Status::ok();
+  return Status::invalid_argument(
+      fmt::format("{} {}: must be float32 [rows, {}] with contiguous rows", what, view.describe(), columns));
 }
 
 // Without the padding of rows; no copy where there is none.
@@ -114,22 +124,36 @@ Model::State::State(const ModelConfig& shape, const ParameterSet& parameters, in
     : config(shape),
       threads(thread_count > 0 ? thread_count : default_threads()),
       frequencies(rotary_frequencies(shape)),
-      embedding(make_embedding(parameters[embedding_parameter].value, shape.compute_dtype)),
+      embedding(Tensor::zeros(shape.compute_dtype, {shape.vocab_size, shape.hidden_size})),
       norm(rounded_weight(parameters[final_norm_parameter(shape)].value, shape.compute_dtype)),
-      lm_head(parameters[lm_head_parameter(shape)].value, shape.compute_dtype) {
+      lm_head(parameters[lm_head_parameter(shape)].value, shape.compute_dtype, threads) {
+  round_embedding(parameters[embedding_parameter].value, threads, embedding);
   layers.reserve(static_cast<std::size_t>(shape.num_hidden_layers));
-  for (int layer = 0; layer < shape.num_hidden_layers; ++layer) layers.emplace_back(shape, parameters, layer);
+  for (int layer = 0; layer < shape.num_hidden_layers; ++layer)
+    layers.emplace_back(shape, parameters, layer, threads);
+}
+
+void Model::State::assign(const ParameterSet& parameters) {
+  round_embedding(parameters[embedding_parameter].value, threads, embedding);
+  norm = rounded_weight(parameters[final_norm_parameter(config)].value, config.compute_dtype);
+  lm_head.assign(parameters[lm_head_parameter(config)].value, threads);
+  for (DecoderLayer& layer : layers) layer.assign(parameters, threads);
 }
 
 Result<Model> Model::create(const ModelConfig& config, const ParameterSet& parameters, int threads) {
   CHORALE_RETURN_IF_ERROR(simd::supported());
   CHORALE_RETURN_IF_ERROR(config.validate());
   CHORALE_RETURN_IF_ERROR(check_parameters(config, parameters, "parameters"));
-  return Model(std::make_shared<const State>(config, parameters, threads));
+  return Model(std::make_shared<State>(config, parameters, threads));
 }
 
 Status Model::set_parameters(const ParameterSet& parameters) {
-  CHORALE_ASSIGN_OR_RETURN(*this, create(config(), parameters, state_->threads));
+  if (state_.use_count() > 1) {
+    CHORALE_ASSIGN_OR_RETURN(*this, create(config(), parameters, state_->threads));
+    return Status::ok();
+  }
+  CHORALE_RETURN_IF_ERROR(check_parameters(config(), parameters, "parameters"));
+  state_->assign(parameters);
   return Status::ok();
 }
 
@@ -137,106 +161,130 @@ const ModelConfig& Model::config() const { return state_->config; }
 
 Result<Tensor> Model::forward(const ModelInputs& inputs, LayerAttention& attention,
                               std::shared_ptr<Activations>* activations, Observer* observer) const {
+  CHORALE_ASSIGN_OR_RETURN(const Tensor hidden, forward_hidden(inputs, attention, activations, observer));
+  CHORALE_ASSIGN_OR_RETURN(Tensor all, logits(hidden));
+  if (observer != nullptr) observer->record(config().num_hidden_layers, "logits", all);
+  return all;
+}
+
+Result<Tensor> Model::forward_hidden(const ModelInputs& inputs, LayerAttention& attention,
+                                     std::shared_ptr<Activations>* activations, Observer* observer) const {
   const ModelConfig& config = state_->config;
   const int threads = state_->threads;
   CHORALE_RETURN_IF_ERROR(check_inputs(config, inputs));
   const std::int64_t rows = std::ssize(inputs.tokens);
-  const bool keep = activations != nullptr;
 
-  // Without activations to keep, all layers use one set of buffers and the residual stream stays in its
-  // input.
-  std::vector<LayerRows> layer_rows;
-  for (int i = 0; i < (keep ? config.num_hidden_layers : 1); ++i) layer_rows.emplace_back(config, rows, keep);
-  LayerScratch scratch(config, rows);
-  const RowBuffer last_residual = keep ? RowBuffer(rows, config.hidden_size) : layer_rows[0].input;
-
+  LayerRows buffers(config, rows);
+  std::vector<LayerActivations> kept;
   const RotaryRows rotary = rotary_rows(*this, state_->frequencies, inputs.positions, threads);
-  const RowBuffer& embed = layer_rows[0].input;
-  for (std::int64_t row = 0; row < rows; ++row)
-    std::copy_n(state_->embedding[inputs.tokens[row]], config.hidden_size, embed[row]);
-  if (observer != nullptr) observer->record(-1, "embed", embed.view());
+  for_each_row({0, rows}, threads, [&](std::int64_t row) {
+    const TensorView embedded = state_->embedding.view().slice(0, inputs.tokens[row], inputs.tokens[row] + 1);
+    simd::to_float(embedded.data, embedded.dtype, buffers.input[row], config.hidden_size);
+  });
+  if (observer != nullptr) observer->record(-1, "embed", buffers.input.view());
 
-  for (std::size_t i = 0; i < state_->layers.size(); ++i) {
-    LayerRows& buffers = layer_rows[keep ? i : 0];
-    const RowBuffer& output = keep && i + 1 < layer_rows.size() ? layer_rows[i + 1].input : last_residual;
-    CHORALE_RETURN_IF_ERROR(
-        state_->layers[i].forward(buffers, rotary, scratch, output, attention, observer, threads));
+  for (const DecoderLayer& layer : state_->layers) {
+    if (activations != nullptr) kept.emplace_back(config, rows);
+    CHORALE_RETURN_IF_ERROR(layer.forward(buffers, rotary, activations != nullptr ? &kept.back() : nullptr,
+                                          attention, observer, threads));
   }
 
   const RowBuffer norm(rows, config.hidden_size);
-  for_row_blocks(rows, threads, [&](RowRange range, int) {
-    for (std::int64_t row = range.begin; row < range.end; ++row)
-      ops::rms_norm(last_residual[row], state_->norm.data(), config.hidden_size, config.rms_norm_eps,
-                    config.compute_dtype, norm[row]);
+  for_each_row({0, rows}, threads, [&](std::int64_t row) {
+    ops::rms_norm(buffers.input[row], state_->norm.data(), config.hidden_size, config.rms_norm_eps,
+                  config.compute_dtype, norm[row]);
   });
-  const RowBuffer logit_norm = gather(norm, inputs.logit_rows);
-  const RowBuffer logits(logit_norm.rows(), config.vocab_size);
-  // Logits stay float32: rounding them would cost log-probabilities most of their digits.
-  state_->lm_head.forward(logit_norm, logits, {0, logits.rows()}, DType::float32, threads);
-  if (observer != nullptr) {
-    observer->record(config.num_hidden_layers, "norm", norm.view());
-    observer->record(config.num_hidden_layers, "logits", logits.view());
-  }
-  if (keep)
+  if (observer != nullptr) observer->record(config.num_hidden_layers, "norm", norm.view());
+  if (activations != nullptr)
     *activations =
         std::make_shared<Activations>(Activations{state_,
                                                   {inputs.tokens.begin(), inputs.tokens.end()},
                                                   {inputs.logit_rows.begin(), inputs.logit_rows.end()},
                                                   rotary,
-                                                  std::move(layer_rows),
-                                                  last_residual,
-                                                  logit_norm});
+                                                  std::move(kept),
+                                                  buffers.input});
+  return contiguous(gather(norm, inputs.logit_rows));
+}
+
+Result<Tensor> Model::logits(const TensorView& hidden) const {
+  const ModelConfig& config = state_->config;
+  CHORALE_RETURN_IF_ERROR(check_rows("hidden", hidden, config.hidden_size));
+  const RowBuffer logits(hidden.shape[0], config.vocab_size);
+  // Logits stay float32: rounding them would cost log-probabilities most of their digits.
+  state_->lm_head.forward(RowBuffer::over(hidden), logits, {0, logits.rows()}, DType::float32,
+                          state_->threads);
   return contiguous(logits);
 }
 
 Status Model::backward(const Activations& activations, const TensorView& grad_logits,
                        LayerAttention& attention, ParameterSet& gradients) const {
+  const auto rows = std::ssize(activations.logit_rows);
+  if (grad_logits.rank != 2 || grad_logits.shape[0] != rows)
+    return Status::invalid_argument(fmt::format("grad_logits {}: must be float32 [{}, {}]",
+                                                grad_logits.describe(), rows, state_->config.vocab_size));
+  // What the head read, once more.
+  const RowBuffer hidden(rows, state_->config.hidden_size);
+  for_each_row({0, rows}, state_->threads, [&](std::int64_t i) {
+    ops::rms_norm(activations.last_residual[activations.logit_rows[i]], state_->norm.data(),
+                  state_->config.hidden_size, state_->config.rms_norm_eps, state_->config.compute_dtype,
+                  hidden[i]);
+  });
+  CHORALE_ASSIGN_OR_RETURN(const Tensor grad_hidden, backward_logits(hidden.view(), grad_logits, gradients));
+  return backward_hidden(activations, grad_hidden, attention, gradients);
+}
+
+Result<Tensor> Model::backward_logits(const TensorView& hidden, const TensorView& grad_logits,
+                                      ParameterSet& gradients) const {
   const ModelConfig& config = state_->config;
+  CHORALE_RETURN_IF_ERROR(check_parameters(config, gradients, "gradients"));
+  CHORALE_RETURN_IF_ERROR(check_rows("hidden", hidden, config.hidden_size));
+  CHORALE_RETURN_IF_ERROR(check_rows("grad_logits", grad_logits, config.vocab_size));
+  if (hidden.shape[0] != grad_logits.shape[0])
+    return Status::invalid_argument(fmt::format("{} rows of grad_logits: must be {}, as hidden has",
+                                                grad_logits.shape[0], hidden.shape[0]));
+  const RowBuffer x = RowBuffer::over(hidden), grad = RowBuffer::over(grad_logits);
+  const RowBuffer grad_hidden(x.rows(), config.hidden_size);
+  state_->lm_head.backward(grad, grad_hidden, {0, grad.rows()}, state_->threads);
+  Linear::backward_weight(grad, x, config.compute_dtype, gradients[lm_head_parameter(config)].value,
+                          state_->threads);
+  return contiguous(grad_hidden);
+}
+
+Status Model::backward_hidden(const Activations& activations, const TensorView& grad_hidden,
+                              LayerAttention& attention, ParameterSet& gradients) const {
+  const ModelConfig& config = state_->config;
+  const int threads = state_->threads;
   if (activations.state != state_)
     return Status::invalid_argument("activations: must come from this model with its present parameters");
   CHORALE_RETURN_IF_ERROR(check_parameters(config, gradients, "gradients"));
-  const std::int64_t logit_rows = activations.logit_norm.rows();
-  if (grad_logits.dtype != DType::float32 || grad_logits.rank != 2 || grad_logits.shape[0] != logit_rows ||
-      grad_logits.shape[1] != config.vocab_size)
-    return Status::invalid_argument(fmt::format("grad_logits {}: must be float32 [{}, {}]",
-                                                grad_logits.describe(), logit_rows, config.vocab_size));
+  CHORALE_RETURN_IF_ERROR(check_rows("grad_hidden", grad_hidden, config.hidden_size));
+  const std::span<const std::int32_t> logit_rows = activations.logit_rows;
+  if (grad_hidden.shape[0] != std::ssize(logit_rows))
+    return Status::invalid_argument(
+        fmt::format("{} rows of grad_hidden: must be {}, one for each of logit_rows", grad_hidden.shape[0],
+                    logit_rows.size()));
 
   const std::int64_t rows = std::ssize(activations.tokens);
   LayerGradients layer_gradients(config, rows);
-  backward_head(activations, grad_logits, layer_gradients.output, gradients);
+  // The last norm; rows without logits have no gradient yet.
+  const RowBuffer grad = RowBuffer::over(grad_hidden);
+  for_each_row({0, grad.rows()}, threads, [&](std::int64_t i) {
+    ops::rms_norm_backward(activations.last_residual[logit_rows[i]], state_->norm.data(), config.hidden_size,
+                           config.rms_norm_eps, grad[i], layer_gradients.output[logit_rows[i]]);
+  });
+  add_norm_gradient(grad, gather(activations.last_residual, logit_rows), config.rms_norm_eps,
+                    config.compute_dtype, gradients[final_norm_parameter(config)].value, threads);
+
+  LayerRows buffers(config, rows);
   for (std::size_t i = state_->layers.size(); i-- > 0;)
-    CHORALE_RETURN_IF_ERROR(state_->layers[i].backward(
-        activations.layers[i], activations.rotary, layer_gradients, attention, gradients, state_->threads));
+    CHORALE_RETURN_IF_ERROR(state_->layers[i].backward(activations.layers[i], buffers, activations.rotary,
+                                                       layer_gradients, attention, gradients, threads));
   float* embedding = gradients[embedding_parameter].value.as<float>().data();
   for (std::int64_t row = 0; row < rows; ++row)
     simd::scale_add(layer_gradients.output[row], 1.0f,
                     embedding + std::int64_t{activations.tokens[row]} * config.hidden_size,
                     config.hidden_size);
   return Status::ok();
-}
-
-// lm_head and the last norm; rows without logits have no gradient yet.
-void Model::backward_head(const Activations& activations, const TensorView& grad_logits,
-                          const RowBuffer& grad_residual, ParameterSet& gradients) const {
-  const ModelConfig& config = state_->config;
-  const std::span<const std::int32_t> logit_rows = activations.logit_rows;
-  const RowBuffer grad(std::ssize(logit_rows), config.vocab_size), grad_norm(grad.rows(), config.hidden_size);
-  for (std::int64_t i = 0; i < grad.rows(); ++i)
-    for (std::int64_t j = 0; j < grad.columns(); ++j)
-      grad[i][j] =
-          static_cast<const float*>(grad_logits.data)[i * grad_logits.stride[0] + j * grad_logits.stride[1]];
-  for_row_blocks(grad.rows(), state_->threads, [&](RowRange range, int threads) {
-    state_->lm_head.backward(grad, grad_norm, range, threads);
-    for (std::int64_t i = range.begin; i < range.end; ++i)
-      ops::rms_norm_backward(activations.last_residual[logit_rows[i]], state_->norm.data(),
-                             config.hidden_size, config.rms_norm_eps, grad_norm[i],
-                             grad_residual[logit_rows[i]]);
-  });
-  WeightGradients weights;
-  weights.add_linear(grad, activations.logit_norm, gradients[lm_head_parameter(config)].value);
-  weights.add_norm(grad_norm, gather(activations.last_residual, logit_rows), config.rms_norm_eps,
-                   config.compute_dtype, gradients[final_norm_parameter(config)].value);
-  weights.run(state_->threads);
 }
 
 }  // namespace chorale

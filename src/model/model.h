@@ -63,14 +63,14 @@ struct ModelInputs {
   std::span<const std::int32_t> logit_rows;  // which rows' logits are wanted, ascending
 };
 
-class RowBuffer;
 class Activations;  // what backward needs, kept by forward; opaque
 
 class Model {
  public:
   // Packs the weights for the products. Fails on names or shapes that are not the config's.
   static Result<Model> create(const ModelConfig& config, const ParameterSet& parameters, int threads = 0);
-  // New values after an optimiser step (or a checkpoint).
+  // New values after an optimiser step (or a checkpoint), in the same memory unless somebody else
+  // (activations, a copy of the model) still looks at the old ones.
   Status set_parameters(const ParameterSet& parameters);
 
   const ModelConfig& config() const;
@@ -79,17 +79,28 @@ class Model {
   Result<Tensor> forward(const ModelInputs& inputs, LayerAttention& attention,
                          std::shared_ptr<Activations>* activations = nullptr,
                          Observer* observer = nullptr) const;
+  // The same in two steps, for more rows than logits fit in memory: what the head reads, [logit_rows,
+  // hidden_size] float32, and the logits of some of its rows.
+  Result<Tensor> forward_hidden(const ModelInputs& inputs, LayerAttention& attention,
+                                std::shared_ptr<Activations>* activations = nullptr,
+                                Observer* observer = nullptr) const;
+  Result<Tensor> logits(const TensorView& hidden) const;
+
   // Adds d loss / d parameter into `gradients` (zero_parameters' shape). Deterministic: each sum in one fixed
   // order. grad_logits: [logit_rows, vocab_size] float32.
   Status backward(const Activations& activations, const TensorView& grad_logits, LayerAttention& attention,
                   ParameterSet& gradients) const;
+  // In two steps, as above. Of some rows, ascending: adds the head's gradient and gives that of `hidden`;
+  // then everything below, for all rows of forward_hidden together.
+  Result<Tensor> backward_logits(const TensorView& hidden, const TensorView& grad_logits,
+                                 ParameterSet& gradients) const;
+  Status backward_hidden(const Activations& activations, const TensorView& grad_hidden,
+                         LayerAttention& attention, ParameterSet& gradients) const;
 
  private:
   struct State;
-  explicit Model(std::shared_ptr<const State> state) : state_(std::move(state)) {}
-  void backward_head(const Activations& activations, const TensorView& grad_logits,
-                     const RowBuffer& grad_residual, ParameterSet& gradients) const;
-  std::shared_ptr<const State> state_;
+  explicit Model(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  std::shared_ptr<State> state_;
 };
 
 }  // namespace chorale

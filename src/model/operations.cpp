@@ -17,10 +17,6 @@ void for_chunks(std::int64_t n, const Body& body) {
   for (std::int64_t begin = 0; begin < n; begin += chunk_size) body(begin, std::min(chunk_size, n - begin));
 }
 
-float inverse_root_mean_square(const float* x, std::int64_t n, float epsilon) {
-  return 1.0f / std::sqrt(simd::dot(x, x, n) / static_cast<float>(n) + epsilon);
-}
-
 // sigmoid[i] = 1 / (1 + exp(-x[i]))
 void logistic(const float* x, std::int64_t n, float* sigmoid) {
   for (std::int64_t i = 0; i < n; ++i) sigmoid[i] = -x[i];
@@ -29,6 +25,10 @@ void logistic(const float* x, std::int64_t n, float* sigmoid) {
 }
 
 }  // namespace
+
+float inverse_root_mean_square(const float* x, std::int64_t n, float epsilon) {
+  return 1.0f / std::sqrt(simd::dot(x, x, n) / static_cast<float>(n) + epsilon);
+}
 
 void round(DType type, float* x, std::int64_t n) {
   if (type == DType::float32) return;
@@ -62,9 +62,8 @@ void rms_norm_backward(const float* x, const float* weight, std::int64_t n, floa
   simd::scale(grad_x, factor, n);
 }
 
-void rms_norm_backward_weight(const float* x, std::int64_t n, float epsilon, DType type, const float* grad_y,
+void rms_norm_backward_weight(const float* x, std::int64_t n, float factor, DType type, const float* grad_y,
                               float* grad_weight) {
-  const float factor = inverse_root_mean_square(x, n, epsilon);
   for_chunks(n, [&](std::int64_t begin, std::int64_t count) {
     std::array<float, chunk_size> normed;
     for (std::int64_t i = 0; i < count; ++i) normed[i] = x[begin + i] * factor;

@@ -23,8 +23,9 @@ void rms_norm(const float* x, const float* weight, std::int64_t n, float epsilon
 // grad_x is written; it may be grad_y.
 void rms_norm_backward(const float* x, const float* weight, std::int64_t n, float epsilon,
                        const float* grad_y, float* grad_x);
-// Adds this row's part of the weight's gradient.
-void rms_norm_backward_weight(const float* x, std::int64_t n, float epsilon, DType type, const float* grad_y,
+float inverse_root_mean_square(const float* x, std::int64_t n, float epsilon);
+// Adds this row's part of the weight's gradient, for some of its elements. `factor`: the row's inverse root.
+void rms_norm_backward_weight(const float* x, std::int64_t n, float factor, DType type, const float* grad_y,
                               float* grad_weight);
 
 // Rotary embedding of one head (Su et al. 2021), halves paired as in Transformers: with h = n / 2,

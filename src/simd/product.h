@@ -1,6 +1,7 @@
 // The arguments of the matrix product, shared by its callers (simd.cpp) and its kernels (product-inl.h).
 #pragma once
 
+#include "chorale/tensor.h"
 #include "simd/simd.h"
 
 namespace chorale::simd {
@@ -16,5 +17,22 @@ struct ProductArguments {
   std::int64_t out_row;
   bool accumulate;
 };
+
+void product(const ProductArguments& arguments);  // on this processor's level
+
+// One panel of a bfloat16 weight: out[i][j] = sum over p of a[i][p] * panel[p / 2][j][p % 2], widened to
+// float32 and summed as a chain of fused multiply-adds.
+struct PairArguments {
+  std::int64_t rows, columns, inner;  // columns: 16 or 32
+  const float* a;
+  std::int64_t a_row;
+  const bfloat16* panel;  // [inner / 2][32][2], inner to an even number
+  float* out;
+  std::int64_t out_row;
+  bool accumulate;
+};
+void product_pairs(const PairArguments& arguments);
+// Rounds rows x columns values to bfloat16, in place.
+void round_rows(float* x, std::int64_t row, std::int64_t rows, std::int64_t columns);
 
 }  // namespace chorale::simd

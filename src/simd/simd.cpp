@@ -454,31 +454,7 @@ void multiply_visible(const ProductShape& shape, const Operand& a, const float* 
   functions().product_visible({shape, a, b, b_row, lanes, out, out_row, accumulate}, visible);
 }
 
-void multiply(const float* a, std::int64_t a_row, std::int64_t rows, const PackedWeight& weight, float* out,
-              std::int64_t out_row, int threads) {
-  if (rows == 0) return;
-  // A task is a block of rows times a stretch of panels: enough tasks for the threads, each large enough to
-  // be worth it.
-  constexpr std::int64_t row_block = 96, flops_per_task = 1 << 20;
-  const std::int64_t row_blocks = (rows + row_block - 1) / row_block;
-  const std::int64_t flops_per_panel = 2 * std::min(rows, row_block) * weight.inner() * lanes;
-  const std::int64_t stretch =
-      std::clamp<std::int64_t>(flops_per_task / std::max<std::int64_t>(flops_per_panel, 1), 4, 64);
-  const std::int64_t stretches = (weight.panels() + stretch - 1) / stretch;
-  parallel_for(row_blocks * stretches, threads, [&](std::int64_t task, int) {
-    const std::int64_t row = task / stretches * row_block, panel = task % stretches * stretch;
-    const std::int64_t panels = std::min(stretch, weight.panels() - panel);
-    const std::int64_t height = std::min(row_block, rows - row);
-    functions().product({{height, panels * lanes, weight.inner()},
-                         {a + row * a_row, a_row, 1},
-                         weight.panel(panel),
-                         lanes,
-                         weight.inner() * lanes,
-                         out + row * out_row + panel * lanes,
-                         out_row,
-                         false});
-  });
-}
+void product(const ProductArguments& arguments) { functions().product(arguments); }
 
 void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out,
                std::int64_t out_row) {

@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <vector>
 
 #include "chorale/status.h"
 #include "chorale/tensor.h"
@@ -85,26 +84,5 @@ void softmax_row_backward(float* x, float* gradient, std::int64_t count, float f
 void scale(float* x, float factor, std::int64_t count);                      // x *= factor
 void divide(float* x, float divisor, std::int64_t count);                    // x /= divisor
 void scale_add(const float* x, float factor, float* y, std::int64_t count);  // y = fma(x, factor, y)
-
-// A [columns, inner] weight (rows are outputs, as in a linear layer) laid out in panels of 16 outputs:
-// panel[inner][16], float32, zero-padded. The product of rows with it streams through memory.
-class PackedWeight {
- public:
-  PackedWeight() = default;
-  static PackedWeight pack(const TensorView& weight);             // [columns, inner], any strides and type
-  static PackedWeight pack_transposed(const TensorView& weight);  // [inner, columns]: for gradients of inputs
-  std::int64_t columns() const { return columns_; }
-  std::int64_t inner() const { return inner_; }
-  const float* panel(std::int64_t index) const { return data_.data() + index * inner_ * lanes; }
-  std::int64_t panels() const { return round_up(columns_) / lanes; }
-
- private:
-  std::int64_t columns_ = 0, inner_ = 0;
-  std::vector<float> data_;
-};
-// out[rows, columns] = a[rows, inner] * weight^T, each element one chain over inner ascending: a row's bits
-// do not depend on `rows` or `threads`.
-void multiply(const float* a, std::int64_t a_row, std::int64_t rows, const PackedWeight& weight, float* out,
-              std::int64_t out_row, int threads);
 
 }  // namespace chorale::simd

@@ -10,22 +10,41 @@
 namespace chorale {
 namespace {
 
-// The logits that predict a pack's answer tokens. With `activations`, keeps what backward needs.
+// What the head reads for a pack's answer tokens. With `activations`, keeps what backward needs.
 Result<Tensor> forward(const Model& model, PackedAttention& attention, const Pack& pack,
                        std::shared_ptr<Activations>* activations) {
   CHORALE_RETURN_IF_ERROR(attention.plan(pack.cu_seqlens));
-  return model.forward({.tokens = pack.tokens, .positions = pack.positions, .logit_rows = pack.logit_rows},
-                       attention, activations);
+  return model.forward_hidden(
+      {.tokens = pack.tokens, .positions = pack.positions, .logit_rows = pack.logit_rows}, attention,
+      activations);
 }
 
-std::vector<float> log_probs_of(const Tensor& logits, const Pack& pack, const ScoringConfig& config) {
-  const std::int64_t vocab = logits.shape(1);
-  std::vector<float> log_probs(pack.targets.size());
-  parallel_for(static_cast<std::int64_t>(pack.targets.size()), config.threads, [&](std::int64_t i, int) {
-    log_probs[i] =
-        token_log_prob(logits.as<float>().data() + i * vocab, vocab, config.temperature, pack.targets[i]);
+// Calls body(first, logits) for answer tokens [first, first + logits.shape(0)) of a pack, in order: all
+// logits of a large vocabulary would not fit in memory.
+template <class Body>
+Status for_logits(const Model& model, const Tensor& hidden, const Body& body) {
+  constexpr std::int64_t most = 1024;
+  for (std::int64_t first = 0; first < hidden.shape(0); first += most) {
+    const std::int64_t end = std::min(first + most, hidden.shape(0));
+    CHORALE_ASSIGN_OR_RETURN(const Tensor logits, model.logits(hidden.view().slice(0, first, end)));
+    CHORALE_RETURN_IF_ERROR(body(first, logits));
+  }
+  return Status::ok();
+}
+
+float* row_of(const Tensor& logits, std::int64_t row) {
+  return logits.as<float>().data() + row * logits.shape(1);
+}
+
+// Of tokens [first, first + logits.shape(0)), appended.
+void append_log_probs(const Tensor& logits, std::span<const std::int32_t> targets,
+                      const ScoringConfig& config, std::vector<float>& log_probs) {
+  const std::size_t before = log_probs.size();
+  log_probs.resize(before + targets.size());
+  parallel_for(std::ssize(targets), config.threads, [&](std::int64_t i, int) {
+    log_probs[before + static_cast<std::size_t>(i)] =
+        token_log_prob(row_of(logits, i), logits.shape(1), config.temperature, targets[i]);
   });
-  return log_probs;
 }
 
 }  // namespace
@@ -37,9 +56,12 @@ Result<std::vector<float>> answer_log_probs(const Model& model, PackedAttention&
   for (const auto& [first, last] : split_by_tokens(sequences, config.tokens_per_pack)) {
     CHORALE_ASSIGN_OR_RETURN(const Pack pack, chorale::pack(sequences.subspan(first, last - first)));
     if (pack.targets.empty()) continue;
-    CHORALE_ASSIGN_OR_RETURN(const Tensor logits, forward(model, attention, pack, nullptr));
-    const std::vector<float> log_probs = log_probs_of(logits, pack, config);
-    all.insert(all.end(), log_probs.begin(), log_probs.end());
+    CHORALE_ASSIGN_OR_RETURN(const Tensor hidden, forward(model, attention, pack, nullptr));
+    const std::span<const std::int32_t> targets = pack.targets;
+    CHORALE_RETURN_IF_ERROR(for_logits(model, hidden, [&](std::int64_t token, const Tensor& logits) {
+      append_log_probs(logits, targets.subspan(token, logits.shape(0)), config, all);
+      return Status::ok();
+    }));
   }
   return all;
 }
@@ -72,23 +94,31 @@ Status Trainer::accumulate(std::span<const TrainingSequence> sequences, std::siz
   CHORALE_ASSIGN_OR_RETURN(const Pack pack, chorale::pack(sequences));
   if (pack.targets.empty()) return Status::ok();
   std::shared_ptr<Activations> activations;
-  CHORALE_ASSIGN_OR_RETURN(const Tensor logits, forward(model_, attention_, pack, &activations));
-  const std::vector<float> log_probs = log_probs_of(logits, pack, scoring_);
+  CHORALE_ASSIGN_OR_RETURN(const Tensor hidden, forward(model_, attention_, pack, &activations));
+  const Tensor grad_hidden = Tensor::zeros(DType::float32, {hidden.shape(0), hidden.shape(1)});
+  const std::span<const std::int32_t> targets = pack.targets;
 
-  std::vector<float> gradients(log_probs.size());
-  for (std::size_t i = 0; i < log_probs.size(); ++i) {
-    const TokenLoss token = loss(first_token + i, log_probs[i]);
-    total += token.loss;
-    gradients[i] = token.gradient;
-  }
-
-  const std::int64_t vocab = logits.shape(1);
-  const Tensor grad_logits = Tensor::zeros(DType::float32, {logits.shape(0), vocab});
-  parallel_for(logits.shape(0), scoring_.threads, [&](std::int64_t i, int) {
-    token_log_prob_backward(logits.as<float>().data() + i * vocab, vocab, scoring_.temperature,
-                            pack.targets[i], gradients[i], grad_logits.as<float>().data() + i * vocab);
-  });
-  return model_.backward(*activations, grad_logits, attention_, gradients_);
+  CHORALE_RETURN_IF_ERROR(for_logits(model_, hidden, [&](std::int64_t first, const Tensor& logits) -> Status {
+    const std::int64_t count = logits.shape(0), vocab = logits.shape(1);
+    std::vector<float> log_probs, gradients;
+    append_log_probs(logits, targets.subspan(first, count), scoring_, log_probs);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const TokenLoss token = loss(first_token + static_cast<std::size_t>(first + i), log_probs[i]);
+      total += token.loss;
+      gradients.push_back(token.gradient);
+    }
+    // The gradients of the logits take their place.
+    parallel_for(count, scoring_.threads, [&](std::int64_t i, int) {
+      token_log_prob_backward(row_of(logits, i), vocab, scoring_.temperature, targets[first + i],
+                              gradients[i], row_of(logits, i));
+    });
+    CHORALE_ASSIGN_OR_RETURN(
+        const Tensor grad,
+        model_.backward_logits(hidden.view().slice(0, first, first + count), logits, gradients_));
+    std::copy_n(row_of(grad, 0), grad.elements(), row_of(grad_hidden, first));
+    return Status::ok();
+  }));
+  return model_.backward_hidden(*activations, grad_hidden, attention_, gradients_);
 }
 
 Result<StepResult> Trainer::step(std::span<const TrainingSequence> sequences, const LossFunction& loss) {

@@ -76,7 +76,9 @@ TEST_P(Sizes, RmsNorm) {
       grad_x,
       differences([&](const Values& at) { return rms_norm(at, wide(weight), epsilon); }, wide(x), grad),
       2e-6);
-  ops::rms_norm_backward_weight(x.data(), length(), epsilon, DType::float32, grad.data(), grad_weight.data());
+  ops::rms_norm_backward_weight(x.data(), length(),
+                                ops::inverse_root_mean_square(x.data(), length(), epsilon), DType::float32,
+                                grad.data(), grad_weight.data());
   Values expected =
       differences([&](const Values& at) { return rms_norm(wide(x), at, epsilon); }, wide(weight), grad);
   for (double& value : expected) value += 1;  // it adds to what is there
@@ -216,7 +218,7 @@ Tensor make_weight(std::int64_t outputs, std::int64_t inputs) {
 TEST(Linear, ForwardAndBackwardAreTheMatrixProducts) {
   const std::int64_t rows = 37, inputs = 21, outputs = 50;
   const Tensor weight = make_weight(outputs, inputs);
-  const Linear linear(weight, DType::float32);
+  const Linear linear(weight, DType::float32, 2);
   const RowBuffer x = make_rows(rows, inputs, 1), grad_y = make_rows(rows, outputs, 2), y(rows, outputs),
                   grad_x(rows, inputs);
   linear.forward(x, y, {0, rows}, DType::float32, 2);
@@ -237,8 +239,7 @@ TEST(Linear, ForwardAndBackwardAreTheMatrixProducts) {
   }
 }
 
-// One chain of fused multiply-adds over rows ascending, whichever outputs are asked for together, and whether
-// the rows come in one call or in two.
+// One chain of fused multiply-adds over rows ascending, however many threads there are.
 TEST(Linear, WeightGradientIsOneChainOverRows) {
   const std::int64_t rows = 600, inputs = 21, outputs = 50;
   const RowBuffer x = make_rows(rows, inputs, 1), grad_y = make_rows(rows, outputs, 2);
@@ -248,8 +249,7 @@ TEST(Linear, WeightGradientIsOneChainOverRows) {
     for (std::int64_t o = 0; o < outputs; ++o)
       for (std::int64_t i = 0; i < inputs; ++i)
         sum[o * inputs + i] = std::fma(grad_y[row][o], x[row][i], sum[o * inputs + i]);
-  Linear::backward_weight(grad_y, x, gradient, 0, 48);
-  Linear::backward_weight(grad_y, x, gradient, 48, outputs);
+  Linear::backward_weight(grad_y, x, DType::float32, gradient, 2);
   EXPECT_EQ(std::memcmp(gradient.view().data, expected.view().data, gradient.bytes()), 0);
 }
 
@@ -257,7 +257,7 @@ TEST(Linear, WeightGradientIsOneChainOverRows) {
 TEST(Linear, RowsDoNotDependOnTheirNumber) {
   const std::int64_t rows = 131, inputs = 70, outputs = 90;
   for (const DType type : {DType::float32, DType::bfloat16}) {
-    const Linear linear(make_weight(outputs, inputs), type);
+    const Linear linear(make_weight(outputs, inputs), type, 1);
     const RowBuffer x = make_rows(rows, inputs, 5), grad_y = make_rows(rows, outputs, 6);
     const RowBuffer y(rows, outputs), grad_x(rows, inputs), one_y(rows, outputs), one_grad(rows, inputs);
     linear.forward(x, y, {0, rows}, type, 2);

@@ -72,39 +72,6 @@ TEST(Product, LeavesInvisiblePairsOut) {
     }
 }
 
-TEST(PackedWeight, RowsDoNotDependOnHowManyThereAreOrOnThreads) {
-  constexpr std::int64_t columns = 83, inner = 50, rows = 211;
-  const auto weight = random_values(columns * inner, 7);
-  const auto a = random_values(rows * inner, 8);
-  const auto packed =
-      simd::PackedWeight::pack(TensorView::contiguous(weight.data(), DType::float32, {columns, inner}));
-  const std::int64_t width = simd::round_up(columns);
-  std::vector<float> all(rows * width), some(rows * width);
-  simd::multiply(a.data(), inner, rows, packed, all.data(), width, 1);
-  for (std::int64_t i = 0; i < rows; ++i)
-    for (std::int64_t j = 0; j < columns; ++j)
-      ASSERT_EQ(all[i * width + j],
-                chain(a.data() + i * inner, 1, weight.data() + j * inner, 1, inner, 0.0f));
-  for (const std::int64_t count : {1, 2, 3, 95, 97, 211})
-    for (const int threads : {1, 2, 3}) {
-      std::fill(some.begin(), some.end(), 0.0f);
-      simd::multiply(a.data(), inner, count, packed, some.data(), width, threads);
-      for (std::int64_t i = 0; i < count * width; ++i) ASSERT_EQ(some[i], all[i]);
-    }
-}
-
-TEST(PackedWeight, PacksTransposedAndStrided) {
-  const auto weight = random_values(30 * 20, 9);
-  const TensorView view = TensorView::contiguous(weight.data(), DType::float32, {30, 20});
-  const auto packed = simd::PackedWeight::pack_transposed(view);
-  EXPECT_EQ(packed.columns(), 20);
-  EXPECT_EQ(packed.inner(), 30);
-  for (std::int64_t column = 0; column < 20; ++column)
-    for (std::int64_t i = 0; i < 30; ++i)
-      EXPECT_EQ(packed.panel(column / 16)[i * 16 + column % 16],
-                weight[static_cast<std::size_t>(i * 20 + column)]);
-}
-
 TEST(Transpose, Transposes) {
   for (const std::int64_t rows : {1, 5, 16, 33})
     for (const std::int64_t columns : {1, 7, 64}) {
