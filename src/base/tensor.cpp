@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -84,16 +85,35 @@ std::string TensorView::describe() const {
   return fmt::format("{} [{}]", name(dtype), fmt::join(shape.begin(), shape.begin() + rank, ", "));
 }
 
+namespace {
+
+// Large blocks come zeroed from the system, a page at a time when it is first touched: by the thread that
+// uses it, not all by this one. Larger pages than usual cost less to find.
+std::shared_ptr<std::byte> map_zeroed(std::size_t bytes) {
+  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  (void)::madvise(memory, bytes, MADV_HUGEPAGE);
+  return {static_cast<std::byte*>(memory), [bytes](std::byte* data) { ::munmap(data, bytes); }};
+}
+
+std::shared_ptr<std::byte> zeroed(std::size_t bytes) {
+  constexpr std::size_t large = std::size_t{4} << 20;
+  if (bytes >= large) return map_zeroed(bytes);
+  auto* memory = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
+  if (memory == nullptr) throw std::bad_alloc();
+  std::memset(memory, 0, bytes);
+  return {memory, std::free};
+}
+
+}  // namespace
+
 Tensor Tensor::zeros(DType dtype, std::span<const std::int64_t> shape) {
   Tensor tensor;
   tensor.view_ = TensorView::contiguous(nullptr, dtype, shape);
   // A tensor without elements still has an address: it was given.
   const std::size_t bytes = (tensor.bytes() + 63) / 64 * 64 + (tensor.bytes() == 0 ? 64 : 0);
-  auto* memory = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
-  if (memory == nullptr) throw std::bad_alloc();
-  std::memset(memory, 0, bytes);
-  tensor.memory_ = std::shared_ptr<std::byte>(memory, std::free);
-  tensor.view_.data = memory;
+  tensor.memory_ = zeroed(bytes);
+  tensor.view_.data = tensor.memory_.get();
   return tensor;
 }
 

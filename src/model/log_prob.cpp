@@ -1,51 +1,40 @@
 #include "model/log_prob.h"
 
-#include <algorithm>
-#include <cmath>
-#include <vector>
-
 #include "simd/simd.h"
 
 namespace chorale {
-namespace {
 
-// softmax(logits / temperature) as e[j] / sum, with the largest scaled logit taken off: what both functions
-// start from.
-struct Softmax {
-  std::vector<float> scaled, exponentials;
-  float sum;
-};
-
-// Scratch of this thread: the sampler calls this for every token.
-const Softmax& softmax(const float* logits, std::int64_t vocab, float temperature) {
-  thread_local Softmax result;
-  result.scaled.resize(static_cast<std::size_t>(vocab));
-  result.exponentials.resize(static_cast<std::size_t>(vocab));
-  float* scaled = result.scaled.data();
-  for (std::int64_t j = 0; j < vocab; ++j) scaled[j] = logits[j] / temperature;
-  const float largest = simd::max(scaled, vocab);
-  for (std::int64_t j = 0; j < vocab; ++j) scaled[j] -= largest;
-  simd::exp(scaled, result.exponentials.data(), vocab);
-  result.sum = simd::sum(result.exponentials.data(), vocab);
-  return result;
+Normalizer normalizer(const float* logits, std::int64_t vocab, float temperature) {
+  // Division is monotonic, so the largest quotient is that of the largest logit.
+  const float largest = simd::max(logits, vocab) / temperature;
+  return {largest, simd::sum_exp(logits, vocab, temperature, largest)};
 }
 
-}  // namespace
+float token_log_prob(const Normalizer& normalizer, const float* logits, float temperature,
+                     std::int32_t token) {
+  float log_sum = 0;
+  simd::log(&normalizer.sum, &log_sum, 1);
+  return logits[token] / temperature - normalizer.largest - log_sum;
+}
 
 float token_log_prob(const float* logits, std::int64_t vocab, float temperature, std::int32_t token) {
-  const Softmax& distribution = softmax(logits, vocab, temperature);
-  float log_sum = 0;
-  simd::log(&distribution.sum, &log_sum, 1);
-  return distribution.scaled[static_cast<std::size_t>(token)] - log_sum;
+  return token_log_prob(normalizer(logits, vocab, temperature), logits, temperature, token);
+}
+
+void token_log_prob_backward(const Normalizer& normalizer, const float* logits, std::int64_t vocab,
+                             float temperature, std::int32_t token, float grad, float* grad_logits) {
+  const float factor = grad / temperature;
+  const float at_token = logits[token];
+  simd::softmax_gradient(logits, vocab, temperature, normalizer.largest, normalizer.sum, factor, grad_logits);
+  float probability = at_token / temperature - normalizer.largest;
+  simd::exp(&probability, &probability, 1);
+  grad_logits[token] = factor * (1.0f - probability / normalizer.sum);
 }
 
 void token_log_prob_backward(const float* logits, std::int64_t vocab, float temperature, std::int32_t token,
                              float grad, float* grad_logits) {
-  const Softmax& distribution = softmax(logits, vocab, temperature);
-  const float factor = grad / temperature;
-  for (std::int64_t j = 0; j < vocab; ++j)
-    grad_logits[j] = factor * ((j == token ? 1.0f : 0.0f) -
-                               distribution.exponentials[static_cast<std::size_t>(j)] / distribution.sum);
+  token_log_prob_backward(normalizer(logits, vocab, temperature), logits, vocab, temperature, token, grad,
+                          grad_logits);
 }
 
 }  // namespace chorale

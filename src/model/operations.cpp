@@ -1,27 +1,197 @@
+// The loops of operations.h, compiled for each instruction set by Highway's foreach_target. Each step is one
+// correctly rounded operation per element (or a function of simd/math-inl.h), so all sets give the same bits.
 #include "model/operations.h"
 
-#include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 
+#include "simd/product.h"
 #include "simd/simd.h"
 
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "model/operations.cpp"
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+#include <hwy/highway.h>
+
+#include "simd/math-inl.h"
+
+#ifndef CHORALE_OPERATIONS_TABLE
+#define CHORALE_OPERATIONS_TABLE
+namespace chorale::ops {
+// What each instruction set provides, for one rounding.
+struct Functions {
+  void (*add)(const float*, const float*, std::int64_t, float*);
+  void (*norm)(const float*, const float*, std::int64_t, float, float*);
+  void (*norm_weight)(const float*, std::int64_t, float, const float*, float*);
+  void (*rotate)(const float*, const float*, const float*, std::int64_t, float*);
+  void (*swiglu)(const float*, const float*, std::int64_t, float*);
+  void (*swiglu_backward)(const float*, const float*, std::int64_t, const float*, float*, float*);
+};
+}  // namespace chorale::ops
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace chorale::ops {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using simd::HWY_NAMESPACE::exp_vector;
+
+using D = hn::CappedTag<float, 16>;
+using V = hn::Vec<D>;
+constexpr std::int64_t N = hn::MaxLanes(D());
+
+// How a vector is read and written: whole, or the last elements of a row through a copy padded with zeros, so
+// that both run the same instructions.
+struct Whole {
+  HWY_INLINE V load(const float* from) const { return hn::LoadU(D(), from); }
+  HWY_INLINE void store(V v, float* to) const { hn::StoreU(v, D(), to); }
+};
+struct Part {
+  std::size_t bytes;
+  HWY_INLINE V load(const float* from) const {
+    alignas(64) float all[16] = {};
+    std::memcpy(all, from, bytes);
+    return hn::Load(D(), all);
+  }
+  HWY_INLINE void store(V v, float* to) const {
+    alignas(64) float all[16];
+    hn::Store(v, D(), all);
+    std::memcpy(to, all, bytes);
+  }
+};
+// body(access, i) for each vector of n elements.
+template <class Body>
+HWY_INLINE void for_vectors(std::int64_t n, const Body& body) {
+  std::int64_t i = 0;
+  for (; i + N <= n; i += N) body(Whole{}, i);
+  if (i < n) body(Part{static_cast<std::size_t>(n - i) * sizeof(float)}, i);
+}
+
+struct Exact {
+  static HWY_INLINE V round(V x) { return x; }
+};
+// To bfloat16, as base/float.h rounds.
+struct Bfloat16 {
+  static HWY_INLINE V round(V x) {
+    const hn::RebindToUnsigned<D> du;
+    const auto bits = hn::BitCast(du, x);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+    const auto nearest = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
+    const auto nan = hn::RebindMask(du, hn::IsNaN(x));
+    const auto chosen = hn::IfThenElse(nan, hn::Or(bits, hn::Set(du, 0x400000)), nearest);
+    return hn::BitCast(D(), hn::And(chosen, hn::Set(du, 0xffff0000u)));
+  }
+};
+
+HWY_INLINE V logistic(V x) {
+  const V one = hn::Set(D(), 1.0f);
+  return hn::Div(one, hn::Add(one, exp_vector(D(), hn::Neg(x))));
+}
+
+template <class R>
+void add_rows(const float* x, const float* z, std::int64_t n, float* y) {
+  for_vectors(n, [=](auto access, std::int64_t i) HWY_ATTR {
+    access.store(R::round(hn::Add(access.load(x + i), access.load(z + i))), y + i);
+  });
+}
+
+template <class R>
+void norm_row(const float* x, const float* weight, std::int64_t n, float factor, float* y) {
+  for_vectors(n, [=](auto access, std::int64_t i) HWY_ATTR {
+    const V normed = R::round(hn::Mul(access.load(x + i), hn::Set(D(), factor)));
+    access.store(R::round(hn::Mul(normed, access.load(weight + i))), y + i);
+  });
+}
+
+template <class R>
+void norm_weight_row(const float* x, std::int64_t n, float factor, const float* grad_y, float* grad_weight) {
+  for_vectors(n, [=](auto access, std::int64_t i) HWY_ATTR {
+    const V normed = R::round(hn::Mul(access.load(x + i), hn::Set(D(), factor)));
+    access.store(hn::Add(access.load(grad_weight + i), hn::Mul(normed, access.load(grad_y + i))),
+                 grad_weight + i);
+  });
+}
+
+void multiply_rows(const float* x, const float* z, std::int64_t n, float* y) {
+  for_vectors(n, [=](auto access, std::int64_t i)
+                     HWY_ATTR { access.store(hn::Mul(access.load(x + i), access.load(z + i)), y + i); });
+}
+
+// Both products are rounded before they are added, as Transformers does.
+template <class R>
+void rotate_row(const float* x, const float* cosines, const float* sines, std::int64_t half, float* y) {
+  for_vectors(half, [=](auto access, std::int64_t i) HWY_ATTR {
+    const V first = access.load(x + i), second = access.load(x + half + i);
+    const V cosine = access.load(cosines + i), sine = access.load(sines + i);
+    const V turned_first = R::round(hn::Mul(hn::Neg(second), sine)),
+            turned_second = R::round(hn::Mul(first, sine));
+    access.store(R::round(hn::Add(R::round(hn::Mul(first, cosine)), turned_first)), y + i);
+    access.store(R::round(hn::Add(R::round(hn::Mul(second, cosine)), turned_second)), y + half + i);
+  });
+}
+
+void rotate_back_row(const float* grad_y, const float* cosines, const float* sines, std::int64_t half,
+                     float* grad_x) {
+  for_vectors(half, [=](auto access, std::int64_t i) HWY_ATTR {
+    const V first = access.load(grad_y + i), second = access.load(grad_y + half + i);
+    const V cosine = access.load(cosines + i), sine = access.load(sines + i);
+    access.store(hn::Add(hn::Mul(first, cosine), hn::Mul(second, sine)), grad_x + i);
+    access.store(hn::Sub(hn::Mul(second, cosine), hn::Mul(first, sine)), grad_x + half + i);
+  });
+}
+
+template <class R>
+void swiglu_row(const float* gate, const float* up, std::int64_t n, float* y) {
+  for_vectors(n, [=](auto access, std::int64_t i) HWY_ATTR {
+    const V g = access.load(gate + i);
+    const V activation = R::round(hn::Mul(logistic(g), g));
+    access.store(R::round(hn::Mul(activation, access.load(up + i))), y + i);
+  });
+}
+
+template <class R>
+void swiglu_backward_row(const float* gate, const float* up, std::int64_t n, const float* grad_y,
+                         float* grad_gate, float* grad_up) {
+  for_vectors(n, [=](auto access, std::int64_t i) HWY_ATTR {
+    const V g = access.load(gate + i), grad = access.load(grad_y + i), one = hn::Set(D(), 1.0f);
+    const V sigmoid = logistic(g);
+    const V activation = R::round(hn::Mul(sigmoid, g));
+    const V slope = hn::Add(sigmoid, hn::Mul(hn::Mul(g, sigmoid), hn::Sub(one, sigmoid)));
+    const V through_up = hn::Mul(grad, access.load(up + i));
+    access.store(hn::Mul(grad, activation), grad_up + i);
+    access.store(hn::Mul(through_up, slope), grad_gate + i);
+  });
+}
+
+template <class R>
+constexpr Functions functions_of() {
+  return {add_rows<R>, norm_row<R>, norm_weight_row<R>, rotate_row<R>, swiglu_row<R>, swiglu_backward_row<R>};
+}
+
+const Functions* functions_of_target(DType type) {
+  static constexpr Functions exact = functions_of<Exact>(), bfloat16 = functions_of<Bfloat16>();
+  return type == DType::bfloat16 ? &bfloat16 : &exact;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace chorale::ops
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
 namespace chorale::ops {
 namespace {
 
-// Values that an operation keeps in a stack buffer at a time; a multiple of simd::lanes.
-constexpr std::int64_t chunk_size = 256;
+HWY_EXPORT(functions_of_target);
+HWY_EXPORT(multiply_rows);
+HWY_EXPORT(rotate_back_row);
 
-template <class Body>
-void for_chunks(std::int64_t n, const Body& body) {
-  for (std::int64_t begin = 0; begin < n; begin += chunk_size) body(begin, std::min(chunk_size, n - begin));
-}
-
-// sigmoid[i] = 1 / (1 + exp(-x[i]))
-void logistic(const float* x, std::int64_t n, float* sigmoid) {
-  for (std::int64_t i = 0; i < n; ++i) sigmoid[i] = -x[i];
-  simd::exp(sigmoid, sigmoid, n);
-  for (std::int64_t i = 0; i < n; ++i) sigmoid[i] = 1.0f / (1.0f + sigmoid[i]);
+const Functions& functions(DType type) {
+  // The first call of level() settles which targets CHORALE_SIMD allows.
+  static const bool settled = !simd::level().empty();
+  (void)settled;
+  return *HWY_DYNAMIC_DISPATCH(functions_of_target)(type);
 }
 
 }  // namespace
@@ -31,32 +201,22 @@ float inverse_root_mean_square(const float* x, std::int64_t n, float epsilon) {
 }
 
 void round(DType type, float* x, std::int64_t n) {
-  if (type == DType::float32) return;
-  for_chunks(n, [&](std::int64_t begin, std::int64_t count) {
-    std::array<std::uint16_t, chunk_size> narrow;
-    simd::from_float(x + begin, type, narrow.data(), count);
-    simd::to_float(narrow.data(), type, x + begin, count);
-  });
+  if (type == DType::bfloat16) simd::round_rows(x, 0, 1, n);
 }
 
 void add(const float* x, const float* z, std::int64_t n, DType type, float* y) {
-  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] + z[i];
-  round(type, y, n);
+  functions(type).add(x, z, n, y);
 }
 
 void rms_norm(const float* x, const float* weight, std::int64_t n, float epsilon, DType type, float* y) {
-  const float factor = inverse_root_mean_square(x, n, epsilon);
-  for (std::int64_t i = 0; i < n; ++i) y[i] = x[i] * factor;
-  round(type, y, n);
-  for (std::int64_t i = 0; i < n; ++i) y[i] *= weight[i];
-  round(type, y, n);
+  functions(type).norm(x, weight, n, inverse_root_mean_square(x, n, epsilon), y);
 }
 
 // With r the inverse root and g = weight * grad_y: grad_x = r g - x r^3 / n (g . x).
 void rms_norm_backward(const float* x, const float* weight, std::int64_t n, float epsilon,
                        const float* grad_y, float* grad_x) {
   const float factor = inverse_root_mean_square(x, n, epsilon);
-  for (std::int64_t i = 0; i < n; ++i) grad_x[i] = grad_y[i] * weight[i];
+  HWY_DYNAMIC_DISPATCH(multiply_rows)(grad_y, weight, n, grad_x);
   const float along = -factor * factor * (simd::dot(grad_x, x, n) / static_cast<float>(n));
   simd::scale_add(x, along, grad_x, n);
   simd::scale(grad_x, factor, n);
@@ -64,42 +224,16 @@ void rms_norm_backward(const float* x, const float* weight, std::int64_t n, floa
 
 void rms_norm_backward_weight(const float* x, std::int64_t n, float factor, DType type, const float* grad_y,
                               float* grad_weight) {
-  for_chunks(n, [&](std::int64_t begin, std::int64_t count) {
-    std::array<float, chunk_size> normed;
-    for (std::int64_t i = 0; i < count; ++i) normed[i] = x[begin + i] * factor;
-    round(type, normed.data(), count);
-    for (std::int64_t i = 0; i < count; ++i) grad_weight[begin + i] += normed[i] * grad_y[begin + i];
-  });
+  functions(type).norm_weight(x, n, factor, grad_y, grad_weight);
 }
 
-// Both products are rounded before they are added, as Transformers does.
 void rotate(const float* x, const float* cosines, const float* sines, std::int64_t n, DType type, float* y) {
-  const std::int64_t half = n / 2;
-  for_chunks(half, [&](std::int64_t begin, std::int64_t count) {
-    std::array<float, chunk_size> turned_first, turned_second;
-    const float *first = x + begin, *second = x + half + begin, *cosine = cosines + begin,
-                *sine = sines + begin;
-    float *y_first = y + begin, *y_second = y + half + begin;
-    for (std::int64_t i = 0; i < count; ++i) {
-      y_first[i] = first[i] * cosine[i];
-      y_second[i] = second[i] * cosine[i];
-      turned_first[i] = -second[i] * sine[i];
-      turned_second[i] = first[i] * sine[i];
-    }
-    for (float* product : {y_first, y_second, turned_first.data(), turned_second.data()})
-      round(type, product, count);
-    add(y_first, turned_first.data(), count, type, y_first);
-    add(y_second, turned_second.data(), count, type, y_second);
-  });
+  functions(type).rotate(x, cosines, sines, n / 2, y);
 }
 
 void rotate_backward(const float* grad_y, const float* cosines, const float* sines, std::int64_t n,
                      float* grad_x) {
-  const std::int64_t half = n / 2;
-  for (std::int64_t i = 0; i < half; ++i) {
-    grad_x[i] = grad_y[i] * cosines[i] + grad_y[i + half] * sines[i];
-    grad_x[i + half] = grad_y[i + half] * cosines[i] - grad_y[i] * sines[i];
-  }
+  HWY_DYNAMIC_DISPATCH(rotate_back_row)(grad_y, cosines, sines, n / 2, grad_x);
 }
 
 void rotary_angles(std::int64_t position, const double* frequencies, std::int64_t half, DType type,
@@ -114,26 +248,13 @@ void rotary_angles(std::int64_t position, const double* frequencies, std::int64_
 }
 
 void swiglu(const float* gate, const float* up, std::int64_t n, DType type, float* y) {
-  logistic(gate, n, y);
-  for (std::int64_t i = 0; i < n; ++i) y[i] *= gate[i];
-  round(type, y, n);
-  for (std::int64_t i = 0; i < n; ++i) y[i] *= up[i];
-  round(type, y, n);
+  functions(type).swiglu(gate, up, n, y);
 }
 
 void swiglu_backward(const float* gate, const float* up, std::int64_t n, DType type, const float* grad_y,
                      float* grad_gate, float* grad_up) {
-  for_chunks(n, [&](std::int64_t begin, std::int64_t count) {
-    std::array<float, chunk_size> sigmoid{}, activation;
-    const float *g = gate + begin, *u = up + begin, *grad = grad_y + begin;
-    logistic(g, count, sigmoid.data());
-    for (std::int64_t i = 0; i < count; ++i) activation[i] = sigmoid[i] * g[i];
-    round(type, activation.data(), count);
-    for (std::int64_t i = 0; i < count; ++i) {
-      grad_up[begin + i] = grad[i] * activation[i];
-      grad_gate[begin + i] = grad[i] * u[i] * (sigmoid[i] + g[i] * sigmoid[i] * (1.0f - sigmoid[i]));
-    }
-  });
+  functions(type).swiglu_backward(gate, up, n, grad_y, grad_gate, grad_up);
 }
 
 }  // namespace chorale::ops
+#endif  // HWY_ONCE

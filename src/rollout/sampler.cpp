@@ -19,6 +19,8 @@ constexpr std::uint64_t mix(std::uint64_t x) {
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
   return x ^ (x >> 31);
 }
+// A draw of exactly 0 must not choose a token of weight 0.
+constexpr double smallest_target = 0x1p-1022;
 constexpr std::uint64_t golden = 0x9e3779b97f4a7c15u;
 
 Status check_finite(std::span<const float> logits) {
@@ -55,15 +57,23 @@ std::size_t count_to_reach(double target, std::span<const float> weights,
   return count;
 }
 
-// The tokens that may be drawn. The most likely come first, lower numbers first among equals; where nothing
-// is cut, the order does not matter and is that of the vocabulary.
+// Where nothing is cut, tokens are taken in the vocabulary's order.
+std::int32_t draw_from_all(std::span<const float> weights, double uniform) {
+  const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
+  const double target = std::max(uniform * total, smallest_target);
+  double sum = 0;
+  std::size_t token = 0;
+  do sum += weights[token++];
+  while (sum < target && token < weights.size());
+  return static_cast<std::int32_t>(token) - 1;
+}
+
+// The tokens that may be drawn: the most likely come first, lower numbers first among equals.
 std::vector<std::int32_t> candidates(std::span<const float> logits, std::span<const float> weights,
                                      const SamplingConfig& config) {
   std::vector<std::int32_t> tokens(logits.size());
   std::iota(tokens.begin(), tokens.end(), 0);
   const bool cuts_k = config.top_k > 0 && config.top_k < std::ssize(tokens);
-  if (!cuts_k && config.top_p == 1) return tokens;
-
   const std::ptrdiff_t kept = cuts_k ? config.top_k : std::ssize(tokens);
   std::ranges::partial_sort(tokens, tokens.begin() + kept, [&](std::int32_t a, std::int32_t b) {
     return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
@@ -77,9 +87,10 @@ std::int32_t draw(std::span<const float> logits, const SamplingConfig& config, s
   if (config.temperature == 0)
     return static_cast<std::int32_t>(std::ranges::max_element(logits) - logits.begin());
   const std::vector<float> weights = weights_of(logits, config.temperature);
+  if (config.top_p == 1 && (config.top_k <= 0 || config.top_k >= std::ssize(logits)))
+    return draw_from_all(weights, uniform_draw(config.seed, index));
   const std::vector<std::int32_t> tokens = candidates(logits, weights, config);
-  // A draw of exactly 0 must not choose a token of weight 0, hence the smallest positive number.
-  const double target = std::max(uniform_draw(config.seed, index) * total(weights, tokens), 0x1p-1022);
+  const double target = std::max(uniform_draw(config.seed, index) * total(weights, tokens), smallest_target);
   return tokens[count_to_reach(target, weights, tokens) - 1];
 }
 

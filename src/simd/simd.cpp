@@ -39,6 +39,8 @@ struct Functions {
   float (*dot)(const float*, const float*, std::int64_t);
   float (*sum)(const float*, std::int64_t);
   float (*max)(const float*, std::int64_t);
+  float (*sum_exp)(const float*, std::int64_t, float, float);
+  void (*softmax_gradient)(const float*, std::int64_t, float, float, float, float, float*);
   void (*exp2)(const float*, float*, std::int64_t);
   void (*exp)(const float*, float*, std::int64_t);
   void (*tanh)(const float*, float*, std::int64_t);
@@ -156,6 +158,31 @@ float dot_array(const float* x, const float* y, std::int64_t count) {
 }
 float max_array(const float* x, std::int64_t count) {
   return fold(count, -std::numeric_limits<float>::infinity(), MaxStep{x}, MaxStep::larger);
+}
+
+HWY_INLINE V exp_of_scaled(V x, V temperature, V largest) {
+  return exp_vector(D(), hn::Sub(hn::Div(x, temperature), largest));
+}
+struct SumExpStep {
+  const float* x;
+  float temperature, largest;
+  HWY_INLINE V value(V v) const { return exp_of_scaled(v, hn::Set(D(), temperature), hn::Set(D(), largest)); }
+  HWY_INLINE V whole(V partial, std::int64_t i) const {
+    return hn::Add(partial, value(hn::LoadU(D(), x + i)));
+  }
+  HWY_INLINE float one(float partial, std::int64_t i) const {
+    return partial + hn::GetLane(value(hn::Set(D(), x[i])));
+  }
+};
+float sum_exp_array(const float* x, std::int64_t count, float temperature, float largest) {
+  return fold(count, 0.0f, SumExpStep{x, temperature, largest}, [](float a, float b) { return a + b; });
+}
+void softmax_gradient_array(const float* x, std::int64_t count, float temperature, float largest, float sum,
+                            float factor, float* y) {
+  const D d;
+  const V t = hn::Set(d, temperature), l = hn::Set(d, largest), s = hn::Set(d, sum), f = hn::Set(d, factor);
+  map(x, y, count,
+      [=](V v) HWY_ATTR { return hn::Mul(f, hn::Sub(hn::Zero(D()), hn::Div(exp_of_scaled(v, t, l), s))); });
 }
 
 // A vector of row elements from i on; -inf past the end, so that p is 0 there.
@@ -395,6 +422,8 @@ const Functions* functions_of_target() {
     dot_array,
     sum_array,
     max_array,
+    sum_exp_array,
+    softmax_gradient_array,
     exp2_array,
     exp_array,
     tanh_array,
@@ -463,6 +492,13 @@ void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int
 float sum(const float* x, std::int64_t count) { return functions().sum(x, count); }
 float dot(const float* x, const float* y, std::int64_t count) { return functions().dot(x, y, count); }
 float max(const float* x, std::int64_t count) { return functions().max(x, count); }
+float sum_exp(const float* x, std::int64_t count, float temperature, float largest) {
+  return functions().sum_exp(x, count, temperature, largest);
+}
+void softmax_gradient(const float* x, std::int64_t count, float temperature, float largest, float sum,
+                      float factor, float* y) {
+  functions().softmax_gradient(x, count, temperature, largest, sum, factor, y);
+}
 void exp2(const float* x, float* y, std::int64_t count) { functions().exp2(x, y, count); }
 void exp(const float* x, float* y, std::int64_t count) { functions().exp(x, y, count); }
 void tanh(const float* x, float* y, std::int64_t count) { functions().tanh(x, y, count); }

@@ -59,6 +59,11 @@ void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int
 float sum(const float* x, std::int64_t count);
 float dot(const float* x, const float* y, std::int64_t count);  // each product fused into its partial sum
 float max(const float* x, std::int64_t count);                  // -inf if count is 0
+// Over a vocabulary, e[j] = exp(x[j] / temperature - largest): their sum, in the order of sum(), and
+// y[j] = factor * (0 - e[j] / sum). y may be x.
+float sum_exp(const float* x, std::int64_t count, float temperature, float largest);
+void softmax_gradient(const float* x, std::int64_t count, float temperature, float largest, float sum,
+                      float factor, float* y);
 
 // Elementwise, in place or not. Accuracy in units in the last place is measured in tests/simd.
 void exp2(const float* x, float* y,

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "base/threads.h"
@@ -33,9 +35,11 @@ double norm_of(const ParameterSet& set, const std::vector<Block>& blocks, int th
   parallel_for(static_cast<std::int64_t>(blocks.size()), threads, [&](std::int64_t index, int) {
     const Block& block = blocks[index];
     const auto values = set[block.tensor].value.as<float>();
-    double sum = 0;
-    for (std::int64_t i = block.first; i < block.last; ++i) sum += static_cast<double>(values[i]) * values[i];
-    squares[index] = sum;
+    // Several sums, since one would wait for each addition.
+    std::array<double, 16> sums{};
+    for (std::int64_t i = block.first; i < block.last; ++i)
+      sums[static_cast<std::size_t>(i % 16)] += static_cast<double>(values[i]) * values[i];
+    squares[index] = std::accumulate(sums.begin(), sums.end(), 0.0);
   });
   double total = 0;
   for (const double square : squares) total += square;

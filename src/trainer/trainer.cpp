@@ -36,15 +36,20 @@ float* row_of(const Tensor& logits, std::int64_t row) {
   return logits.as<float>().data() + row * logits.shape(1);
 }
 
-// Of tokens [first, first + logits.shape(0)), appended.
-void append_log_probs(const Tensor& logits, std::span<const std::int32_t> targets,
-                      const ScoringConfig& config, std::vector<float>& log_probs) {
-  const std::size_t before = log_probs.size();
-  log_probs.resize(before + targets.size());
+struct TokenLogProbs {
+  std::vector<float> values;
+  std::vector<Normalizer> normalizers;
+};
+TokenLogProbs log_probs_of(const Tensor& logits, std::span<const std::int32_t> targets,
+                           const ScoringConfig& config) {
+  TokenLogProbs tokens{std::vector<float>(targets.size()), std::vector<Normalizer>(targets.size())};
   parallel_for(std::ssize(targets), config.threads, [&](std::int64_t i, int) {
-    log_probs[before + static_cast<std::size_t>(i)] =
-        token_log_prob(row_of(logits, i), logits.shape(1), config.temperature, targets[i]);
+    const auto index = static_cast<std::size_t>(i);
+    tokens.normalizers[index] = normalizer(row_of(logits, i), logits.shape(1), config.temperature);
+    tokens.values[index] =
+        token_log_prob(tokens.normalizers[index], row_of(logits, i), config.temperature, targets[index]);
   });
+  return tokens;
 }
 
 }  // namespace
@@ -59,7 +64,9 @@ Result<std::vector<float>> answer_log_probs(const Model& model, PackedAttention&
     CHORALE_ASSIGN_OR_RETURN(const Tensor hidden, forward(model, attention, pack, nullptr));
     const std::span<const std::int32_t> targets = pack.targets;
     CHORALE_RETURN_IF_ERROR(for_logits(model, hidden, [&](std::int64_t token, const Tensor& logits) {
-      append_log_probs(logits, targets.subspan(token, logits.shape(0)), config, all);
+      const std::vector<float> part =
+          log_probs_of(logits, targets.subspan(token, logits.shape(0)), config).values;
+      all.insert(all.end(), part.begin(), part.end());
       return Status::ok();
     }));
   }
@@ -100,17 +107,17 @@ Status Trainer::accumulate(std::span<const TrainingSequence> sequences, std::siz
 
   CHORALE_RETURN_IF_ERROR(for_logits(model_, hidden, [&](std::int64_t first, const Tensor& logits) -> Status {
     const std::int64_t count = logits.shape(0), vocab = logits.shape(1);
-    std::vector<float> log_probs, gradients;
-    append_log_probs(logits, targets.subspan(first, count), scoring_, log_probs);
+    const TokenLogProbs log_probs = log_probs_of(logits, targets.subspan(first, count), scoring_);
+    std::vector<float> gradients;
     for (std::int64_t i = 0; i < count; ++i) {
-      const TokenLoss token = loss(first_token + static_cast<std::size_t>(first + i), log_probs[i]);
+      const TokenLoss token = loss(first_token + static_cast<std::size_t>(first + i), log_probs.values[i]);
       total += token.loss;
       gradients.push_back(token.gradient);
     }
     // The gradients of the logits take their place.
     parallel_for(count, scoring_.threads, [&](std::int64_t i, int) {
-      token_log_prob_backward(row_of(logits, i), vocab, scoring_.temperature, targets[first + i],
-                              gradients[i], row_of(logits, i));
+      token_log_prob_backward(log_probs.normalizers[i], row_of(logits, i), vocab, scoring_.temperature,
+                              targets[first + i], gradients[i], row_of(logits, i));
     });
     CHORALE_ASSIGN_OR_RETURN(
         const Tensor grad,
@@ -122,7 +129,9 @@ Status Trainer::accumulate(std::span<const TrainingSequence> sequences, std::siz
 }
 
 Result<StepResult> Trainer::step(std::span<const TrainingSequence> sequences, const LossFunction& loss) {
-  for (NamedTensor& gradient : gradients_) std::ranges::fill(gradient.value.as<float>(), 0.0f);
+  parallel_for(std::ssize(gradients_), scoring_.threads, [&](std::int64_t i, int) {
+    std::ranges::fill(gradients_[static_cast<std::size_t>(i)].value.as<float>(), 0.0f);
+  });
   StepResult result;
   std::size_t first_token = 0;
   for (const auto& [first, last] : split_by_tokens(sequences, scoring_.tokens_per_pack)) {

@@ -186,9 +186,11 @@ TEST_P(SameBits, GradientsOfAnyNumberOfThreads) {
 }
 
 // Sums over rows go on from what the gradients hold: two packs one after the other are one pack of both. (Not
-// so where the embedding is also the head, since its two sums are interleaved then.)
+// so where the embedding is also the head, since its two sums are interleaved then. Products of bfloat16 pairs take
+// rows in steps of 32: the first pack is whole steps.)
 TEST_P(SameBits, GradientsOfTwoPacksAndOfOne) {
   const Model trained = model(2);
+  const std::vector<std::int32_t> first(other_.begin(), other_.begin() + 64);
   const auto add = [&](const std::vector<std::vector<std::int32_t>>& sequences, ParameterSet& sums) {
     const Packed packed(sequences);
     auto attention = packed.attention(config_);
@@ -197,8 +199,8 @@ TEST_P(SameBits, GradientsOfTwoPacksAndOfOne) {
     EXPECT_TRUE(trained.backward(*activations, logits, attention, sums).is_ok());
   };
   ParameterSet together = zero_parameters(config_), apart = zero_parameters(config_);
-  add({other_, sequence_}, together);
-  add({other_}, apart), add({sequence_}, apart);
+  add({first, sequence_}, together);
+  add({first}, apart), add({sequence_}, apart);
   for (std::size_t i = 0; i < together.size(); ++i)
     EXPECT_TRUE(same_bits(together[i].value.as<float>(), apart[i].value.as<float>())) << together[i].name;
 }
