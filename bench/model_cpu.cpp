@@ -14,7 +14,10 @@
 #include "base/float.h"
 #include "base/threads.h"
 #include "chorale/chorale.h"
+#include "model/linear.h"
+#include "model/log_prob.h"
 #include "model/model.h"
+#include "model/operations.h"
 #include "peaks.h"
 #include "rollout/cached_attention.h"
 #include "rollout/sampler.h"
@@ -35,7 +38,7 @@ struct Options {
   std::int64_t tokens = 4096, sequence = 1024, context = 1024;
   std::vector<int> batches{1, 32};
   double seconds = 5;  // of each decode
-  bool train = true;
+  bool train = true, operations = false;
 };
 
 ModelConfig qwen3_600m(const Options& options) {
@@ -59,6 +62,22 @@ double matrix_elements(const ModelConfig& config) {
   const double hidden = config.hidden_size, heads = config.num_attention_heads + config.num_key_value_heads;
   const double layer = hidden * config.head_dim * heads * 2 + 3 * hidden * config.intermediate_size;
   return config.num_hidden_layers * layer + hidden * config.vocab_size;
+}
+
+// Noise of deviation 0.02, and ones for norms. Model's own random_parameters draws each number from one
+// stream, which takes longer than all that is measured.
+ParameterSet noise_parameters(const ModelConfig& config, int threads) {
+  ParameterSet parameters = zero_parameters(config);
+  parallel_for(std::ssize(parameters), threads, [&](std::int64_t i, int) {
+    const Tensor& tensor = parameters[static_cast<std::size_t>(i)].value;
+    const bool is_norm = tensor.view().rank == 1;
+    auto state = static_cast<std::uint32_t>(i);
+    for (float& value : tensor.as<float>()) {
+      state = state * 1664525u + 1013904223u;
+      value = is_norm ? 1.0f : 0.0346f * (static_cast<float>(state >> 8) * 0x1p-23f - 1.0f);
+    }
+  });
+  return parameters;
 }
 
 // Another implementation, with a clock.
@@ -186,15 +205,95 @@ std::vector<TrainingSequence> random_sequences(const Options& options, int vocab
   return sequences;
 }
 
-Status measure_training(const ModelConfig& config, Timed& timed, const Options& options,
-                        const Limits& limits) {
+// The seconds of one call, the best of several.
+template <class Call>
+double best_seconds(const Call& call) {
+  double best = 1e30;
+  for (int i = 0; i < 3; ++i) {
+    const auto start = Clock::now();
+    call();
+    best = std::min(best, seconds_since(start));
+  }
+  return best;
+}
+
+// Where a training step's time goes: the products of one linear layer of each shape, as a layer runs them,
+// and the row-wise operations.
+void measure_operations(const ModelConfig& config, const Options& options, const Limits& limits) {
+  const int threads = options.threads > 0 ? options.threads : default_threads();
+  const std::int64_t rows = options.tokens, hidden = config.hidden_size, wide = config.intermediate_size;
+  const auto noise = [](std::int64_t count, std::int64_t columns) {
+    const RowBuffer buffer(count, columns);
+    for (std::int64_t i = 0; i < count; ++i)
+      for (std::int64_t j = 0; j < columns; ++j)
+        buffer[i][j] = static_cast<float>((i * 7 + j * 3) % 64 - 32) / 32;
+    return buffer;
+  };
+  const auto line = [&](const char* what, double flops, double seconds) {
+    fmt::print("    {:34} {:8.2f} ms", what, 1e3 * seconds);
+    if (flops > 0)
+      fmt::print("  {:7.0f} GFLOP/s, {:3.0f}% of the peak", flops / seconds / 1e9,
+                 100 * flops / seconds / limits.flops);
+    fmt::print("\n");
+    std::fflush(stdout);
+  };
+  fmt::print("operations on {} rows:\n", rows);
+  for (const auto& [inputs, outputs] : {std::pair{hidden, wide}, {wide, hidden}, {hidden, hidden}}) {
+    const RowBuffer x = noise(rows, inputs), y = noise(rows, outputs), grad_x = noise(rows, inputs);
+    const Tensor weight = Tensor::zeros(DType::float32, {outputs, inputs}), sums = weight.clone();
+    Linear linear(weight, config.compute_dtype, threads);
+    linear.prepare_backward(threads);
+    const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(inputs * outputs);
+    const std::string shape = fmt::format("{} to {}, ", inputs, outputs);
+    line((shape + "forward").c_str(), flops, best_seconds([&] {
+           for_row_blocks(rows, threads, [&](RowRange range, int inner) {
+             linear.forward(x, y, range, config.compute_dtype, inner);
+           });
+         }));
+    line((shape + "backward").c_str(), flops, best_seconds([&] {
+           for_row_blocks(rows, threads,
+                          [&](RowRange range, int inner) { linear.backward(y, grad_x, range, inner); });
+         }));
+    line((shape + "weight gradient").c_str(), flops,
+         best_seconds([&] { Linear::backward_weight(y, x, config.compute_dtype, sums, threads); }));
+    line((shape + "packing").c_str(), 0, best_seconds([&] { linear.assign(weight, threads); }));
+  }
+  const RowBuffer x = noise(rows, wide), y = noise(rows, wide), z = noise(rows, wide), g = noise(rows, wide);
+  const auto each = [&](const char* what, const auto& body) {
+    line(what, 0, best_seconds([&] { for_each_row({0, rows}, threads, body); }));
+  };
+  const std::vector<float> ones(static_cast<std::size_t>(wide), 1.0f);
+  each("norm of hidden",
+       [&](std::int64_t i) { ops::rms_norm(x[i], ones.data(), hidden, 1e-6f, config.compute_dtype, y[i]); });
+  each("norm of hidden, backward",
+       [&](std::int64_t i) { ops::rms_norm_backward(x[i], ones.data(), hidden, 1e-6f, z[i], y[i]); });
+  each("swiglu", [&](std::int64_t i) { ops::swiglu(x[i], z[i], wide, config.compute_dtype, y[i]); });
+  each("swiglu, backward", [&](std::int64_t i) {
+    ops::swiglu_backward(x[i], z[i], wide, config.compute_dtype, z[i], y[i], g[i]);
+  });
+  constexpr std::int64_t tokens = 64;
+  const RowBuffer logits = noise(tokens, config.vocab_size);
+  const auto vocabulary = [&](const char* what, const auto& body) {
+    line(what, 0, best_seconds([&] { for_each_row({0, tokens}, threads, body); }));
+  };
+  vocabulary("log-probability of 64 tokens",
+             [&](std::int64_t i) { (void)token_log_prob(logits[i], config.vocab_size, 1.0f, 1); });
+  vocabulary("log-probability of 64, backward", [&](std::int64_t i) {
+    token_log_prob_backward(normalizer(logits[i], 16, 1.0f), logits[i], config.vocab_size, 1.0f, 1, 0.001f,
+                            logits[i]);
+  });
+}
+
+Status measure_training(const ModelConfig& config, ParameterSet parameters, Timed& timed,
+                        const Options& options, const Limits& limits) {
   const Attention attention(config.problem(), timed, Device::cpu(options.threads));
   const std::vector<PackedLayer> layers(static_cast<std::size_t>(config.num_hidden_layers),
                                         PackedLayer{attention, attention});
   CHORALE_ASSIGN_OR_RETURN(
       Trainer trainer,
-      Trainer::create(config, random_parameters(config, 1), PackedAttention(layers),
+      Trainer::create(config, parameters, PackedAttention(layers),
                       {.tokens_per_pack = options.tokens, .threads = options.threads}, AdamWConfig{}));
+  parameters.clear();  // the trainer has its own
   const std::vector<TrainingSequence> sequences = random_sequences(options, config.vocab_size);
   const double logits = static_cast<double>(count_answer_tokens(sequences));
   const double head = static_cast<double>(config.hidden_size) * config.vocab_size;
@@ -258,10 +357,10 @@ Status run(const Options& options) {
       Attention::create(config.problem(), "auto", Device::cpu(options.threads),
                         {Phase::forward, Phase::backward, Phase::prefill, Phase::decode}));
   Timed timed(chosen.implementation());
+  ParameterSet parameters = noise_parameters(config, threads);
   if (!options.batches.empty()) {
     const auto start = Clock::now();
-    CHORALE_ASSIGN_OR_RETURN(const Model model,
-                             Model::create(config, random_parameters(config, 1), options.threads));
+    CHORALE_ASSIGN_OR_RETURN(const Model model, Model::create(config, parameters, options.threads));
     fmt::print("model made in {:.1f} s\n", seconds_since(start));
     std::fflush(stdout);
     for (const int batch : options.batches) {
@@ -269,7 +368,9 @@ Status run(const Options& options) {
       std::fflush(stdout);
     }
   }
-  if (options.train) CHORALE_RETURN_IF_ERROR(measure_training(config, timed, options, limits));
+  if (options.operations) measure_operations(config, options, limits);
+  if (options.train)
+    CHORALE_RETURN_IF_ERROR(measure_training(config, std::move(parameters), timed, options, limits));
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   fmt::print("most memory in use: {:.1f} GB\n", static_cast<double>(usage.ru_maxrss) * 1024 / 1e9);
@@ -301,6 +402,7 @@ int main(int argc, char** argv) {
   app.add_option("--steps", options.steps, "Training steps")
       ->check(CLI::Range(0, 1000))
       ->capture_default_str();
+  app.add_flag("--operations", options.operations, "Time one layer's operations one by one, too");
   CLI11_PARSE(app, argc, argv);
   options.train = options.steps > 0;
   if (const chorale::Status status = chorale::bench::run(options); !status.is_ok()) {

@@ -186,8 +186,8 @@ TEST_P(SameBits, GradientsOfAnyNumberOfThreads) {
 }
 
 // Sums over rows go on from what the gradients hold: two packs one after the other are one pack of both. (Not
-// so where the embedding is also the head, since its two sums are interleaved then. Products of bfloat16 pairs take
-// rows in steps of 32: the first pack is whole steps.)
+// so where the embedding is also the head, since its two sums are interleaved then. Products of bfloat16
+// pairs take rows in steps of 32: the first pack is whole steps.)
 TEST_P(SameBits, GradientsOfTwoPacksAndOfOne) {
   const Model trained = model(2);
   const std::vector<std::int32_t> first(other_.begin(), other_.begin() + 64);
