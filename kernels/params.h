@@ -5,19 +5,20 @@
 // captured graph replays with new lengths and pages. Kernels read every length and count from there; only
 // pointers, strides and constants of the problem are launch parameters.
 //
-// What a kernel file includes: "config.cuh" (constants of this compilation), "params.h", and, for masks and
-// scores, "program.cuh", which is no file here: the host writes it for each problem (src/mask/emit_cuda.h)
-// and it has
-//     bool  program_visible(const TableView* tables, int b, int h, int q, int k);
-//     float program_score(const TableView* tables, float score, int b, int h, int q, int k);
-//     int   program_coverage(const TableView* tables, int b, int h_first, int h_last, int q_first, int
-//     q_last,
-//                            int k_first, int k_last);    0 no pair of the box is visible, 2 all are, 1 not
-//                            known
-// with h counted from ForwardParams::first_query_head. Entry points are extern "C" and named chorale_forward,
-// chorale_decode, chorale_store and chorale_copy_pages; a file that needs dynamic shared memory says how
-// much:
-//     extern "C" __device__ const int chorale_forward_smem = bytes;    (likewise _threads: the block's size)
+// Before a kernel's sources the host puts the constants of config.cuh, this file, and the mask and score
+// programs (src/mask/emit_cuda.h), with h counted from ForwardParams::first_query_head and `tables` =
+// PlanView::tables:
+//     bool  program_visible(tables, int b, int h, int q, int k);
+//     float program_score(tables, float score, int b, int h, int q, int k);
+//     int   program_coverage(tables, int b, int h_first, int h_last, int q_first, int q_last,
+//                            int k_first, int k_last);
+//           0: no pair of the box is visible, 2: all are, 1: not known
+//
+// Entry points are extern "C" and named chorale_forward, chorale_decode, chorale_store and
+// chorale_copy_pages. Each file says how it is to be launched (smem: dynamic shared memory; overlaps: it may
+// begin before the launch before it has ended, and waits for that with griddepcontrol):
+//     extern "C" __device__ const int chorale_forward_threads = 384, chorale_forward_smem = bytes;
+//     extern "C" __device__ const int chorale_decode_overlaps = 1;
 #pragma once
 
 namespace chorale::kernels {
@@ -63,6 +64,7 @@ struct TableView {
   int rows;
   int columns;
 };
+constexpr int max_tables = 8;
 
 // All pointers are device memory.
 struct PlanView {
@@ -71,7 +73,7 @@ struct PlanView {
   const RowBlock* row_blocks;
   const SplitItem* split_items;
   const int* block_table;   // [sequences, block_table_stride]
-  const TableView* tables;  // what the functions of program.cuh take
+  const TableView* tables;  // of the mask, then of the score
   int* next_item;  // [2] zero before a launch and after it: the next item to take, blocks that are done
 };
 
@@ -81,9 +83,12 @@ struct Rows {  // a [tokens, heads, dim] tensor whose last dimension is contiguo
 };
 
 struct ForwardParams {
-  TensorMap q;  // dimensions head_dim, query heads, tokens
-  TensorMap k;  // dimensions head_dim, KV heads, slots of a page, pages (packed keys: one page of all tokens)
-  TensorMap v;
+  // Boxes have rows of 128 bytes, swizzled (CU_TENSOR_MAP_SWIZZLE_128B); what lies outside of the tensor is
+  // zero.
+  TensorMap q;  // dimensions head_dim, query heads, tokens; box 64, Config::group, Config::positions
+  TensorMap k;  // dimensions head_dim, KV heads, slots of a page, pages (packed keys: one page of all
+                // tokens); box 64 (fp8: 128), 1, the lesser of Config::tile and the page size, 1
+  TensorMap v;  // the same with value_dim
   Rows out;
   Rows k_rows, v_rows;                     // the same memory as k and v: token_stride between slots of a page
   long long k_page_stride, v_page_stride;  // elements

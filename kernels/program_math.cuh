@@ -1,4 +1,4 @@
-// What the emitted program.cuh is made of: the arithmetic of mask and score programs (chorale/mask.h), at a point
+// What emitted programs are made of: the arithmetic of mask and score programs (chorale/mask.h), at a point
 // and over intervals. `int` where the host has shown that nothing overflows, else `long long`, which saturates.
 // Every rounding is written, so that the compiler has no say in it.
 #pragma once

@@ -23,5 +23,6 @@ void add_resolve_command(CLI::App& app, Action& action);
 void add_train_command(CLI::App& app, Action& action);
 void add_verify_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
+void add_kernels_command(CLI::App& app, Action& action);
 
 }  // namespace chorale::app

@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
   app::add_train_command(app, action);
   app::add_verify_command(app, action);
   app::add_generate_command(app, action);
+  app::add_kernels_command(app, action);
 
   try {
     app.parse(argc, argv);

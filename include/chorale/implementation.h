@@ -14,12 +14,14 @@
 
 namespace chorale {
 
-// What runs. `threads` is how many the implementation may use; it changes no bit.
+// What runs: the processor, of which `threads` may be used (that changes no bit), or one GPU.
 struct Device {
-  enum class Kind { cpu } kind = Kind::cpu;
+  enum class Kind { cpu, cuda } kind = Kind::cpu;
   int threads = 0;  // 0: CHORALE_NUM_THREADS, else all cores
-  static Device cpu(int threads = 0) { return {Kind::cpu, threads}; }
-  std::string describe() const;  // "cpu (AMD EPYC, AVX2 FMA, 2 threads)"
+  int ordinal = 0;  // of the GPU, as the driver counts them
+  static Device cpu(int threads = 0) { return {Kind::cpu, threads, 0}; }
+  static Device cuda(int ordinal = 0) { return {Kind::cuda, 0, ordinal}; }
+  std::string describe() const;  // "cpu (AMD EPYC, AVX2 FMA, 2 threads)", "cuda:0 (NVIDIA H200, ...)"
 };
 
 // What a role does with a layer. Trainers run forward and backward, a generator prefill and decode.
@@ -41,7 +43,8 @@ struct Fingerprint {
                          std::string_view there = "there") const;
 };
 
-// One call's data. Shapes with T = total query rows, S = total key rows:
+// One call's data. On a GPU all of it is device memory: TensorView::data is a device pointer, which the host
+// never follows. Shapes with T = total query rows, S = total key rows:
 struct ForwardTensors {
   TensorView q{};      // [T, query_heads, head_dim]
   TensorView k{};      // packed: [S, kv_heads, head_dim]; paged: [pages, page_size, kv_heads, head_dim]
@@ -52,6 +55,8 @@ struct ForwardTensors {
   TensorView sinks{};  // [query_heads] float32; given exactly if Problem::sinks
   TensorView k_scale{},
       v_scale{};  // [kv_heads] float32, finite and above 0; given exactly if Problem::has_kv_scales()
+  void* stream =
+      nullptr;  // a GPU's: the caller's CUstream, in whose order the work is done; null: the default one
 };
 struct BackwardTensors {
   TensorView q{}, k{}, v{}, out{}, lse{}, sinks{};  // as forward had and wrote them; lse is required
@@ -75,6 +80,10 @@ class Plan {
  protected:
   Plan(std::string_view implementation, Problem problem, Batch batch)
       : implementation_(implementation), problem_(std::move(problem)), batch_(std::move(batch)) {}
+  void replace(Problem problem, Batch batch) {
+    problem_ = std::move(problem);
+    batch_ = std::move(batch);
+  }
 
  private:
   std::string_view implementation_;
@@ -83,7 +92,7 @@ class Plan {
 };
 
 // Stateless; all functions may be called from several threads at once. forward and backward return when the
-// outputs are written. On failure outputs are untouched.
+// outputs are written; on a GPU, when the work is in the caller's stream. On failure outputs are untouched.
 class Implementation {
  public:
   virtual ~Implementation() = default;

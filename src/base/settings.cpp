@@ -33,6 +33,14 @@ Settings read_settings() {
   settings.verl_attn_implementation = variable("VERL_ATTN_IMPLEMENTATION");
   if (const auto text = variable("CHORALE_NUM_THREADS")) settings.threads = parse_threads(*text).value_or(0);
   settings.simd = variable("CHORALE_SIMD");
+  settings.nvrtc = variable("CHORALE_NVRTC");
+  settings.kernel_cache = variable("CHORALE_KERNEL_CACHE");
+  settings.cuda_home = variable("CUDA_HOME");
+  if (!settings.cuda_home) settings.cuda_home = variable("CUDA_PATH");
+  settings.virtual_env = variable("VIRTUAL_ENV");
+  settings.user_cache = variable("XDG_CACHE_HOME");
+  if (const auto home = variable("HOME"); !settings.user_cache && home)
+    settings.user_cache = *home + "/.cache";
   settings.started_by_mpi_launcher = variable("PMIX_RANK") || variable("PMI_RANK");
   return settings;
 }

@@ -13,6 +13,7 @@
 
 #include "base/threads.h"
 #include "chorale/implementation.h"
+#include "implementations/cuda/gpu.h"
 
 namespace chorale {
 namespace {
@@ -48,6 +49,11 @@ std::vector<std::string_view> features() { return {}; }
 }  // namespace
 
 std::string Device::describe() const {
+  if (kind == Kind::cuda) {
+    const auto gpu = cuda::Gpu::get(ordinal);
+    return gpu ? (*gpu.operator->())->describe()
+               : fmt::format("cuda:{} ({})", ordinal, gpu.status().message());
+  }
   std::vector<std::string> facts{processor_name()};
   if (const auto found = features(); !found.empty())
     facts.push_back(fmt::format("{}", fmt::join(found, " ")));

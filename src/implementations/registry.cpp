@@ -8,6 +8,7 @@
 #include <array>
 
 #include "implementations/cpu/cpu_attention.h"
+#include "implementations/cuda/cuda_attention.h"
 #include "implementations/eager/eager.h"
 
 namespace chorale {
@@ -16,7 +17,7 @@ namespace {
 std::vector<ImplementationName> make_names() {
   const std::vector<const Implementation*> tiled = {&cpu_attention()};
   return {
-      {.name = "flash_attention_3", .servants = {}, .reason = "this build has no CUDA kernels"},
+      {.name = "flash_attention_3", .servants = {&cuda_attention()}, .reason = ""},
       {.name = "flash_attention_2", .servants = tiled, .reason = ""},
       {.name = "flex_attention", .servants = tiled, .reason = ""},
       {.name = "sdpa", .servants = {}, .reason = "this build links no vendor's attention library"},

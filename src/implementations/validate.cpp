@@ -25,6 +25,7 @@ Status check_tables(const Problem& problem, const Batch& batch) {
                   .k = {0, keys - 1}};
     for (const Program* program :
          {&problem.mask.program(), &problem.score.program(), &problem.score.derivative()}) {
+      if (program->tables().empty()) continue;
       CHORALE_RETURN_IF_ERROR(
           check_table_accesses(*program, box).with_context(fmt::format("sequence {}", sequence)));
     }
@@ -79,12 +80,13 @@ Status check_given_with_sinks(std::string_view name, const TensorView& view, con
 }
 
 // Scales of k and v: given if the problem has them, of the right shape, and each of them usable.
-Status check_kv_scales(const Problem& problem, const TensorView& k_scale, const TensorView& v_scale) {
+Status check_kv_scales(const Problem& problem, const TensorView& k_scale, const TensorView& v_scale,
+                       Memory memory = Memory::host) {
   for (const auto& [name, view] : {std::pair("k_scale", &k_scale), std::pair("v_scale", &v_scale)}) {
     CHORALE_RETURN_IF_ERROR(check_given_with(problem.has_kv_scales(), "float8 keys and values", name, *view));
     if (!problem.has_kv_scales()) continue;
     CHORALE_RETURN_IF_ERROR(check_view({name, view, Access::read, DType::float32, {problem.kv_heads}}));
-    for (int head = 0; head < problem.kv_heads; ++head)
+    for (int head = 0; memory == Memory::host && head < problem.kv_heads; ++head)
       CHORALE_RETURN_IF_ERROR(
           check_kv_scale(name, head, load_element(view->data, view->dtype, head * view->stride[0])));
   }
@@ -136,12 +138,18 @@ Result<Problem> check_plan(const Problem& problem, const Batch& batch) {
   return bound;
 }
 
-Status check_forward(const Plan& plan, std::string_view implementation, const ForwardTensors& tensors) {
+Status check_is_cpu(const Device& device) {
+  if (device.kind == Device::Kind::cpu) return Status::ok();
+  return Status::unsupported(fmt::format("runs on the CPU only, not on cuda:{}", device.ordinal));
+}
+
+Status check_forward(const Plan& plan, std::string_view implementation, const ForwardTensors& tensors,
+                     Memory memory) {
   CHORALE_RETURN_IF_ERROR(check_owner(plan, implementation));
   const Problem& problem = plan.problem();
   const Shapes shapes{problem, plan.batch()};
   CHORALE_RETURN_IF_ERROR(check_given_with_sinks("sinks", tensors.sinks, problem));
-  CHORALE_RETURN_IF_ERROR(check_kv_scales(problem, tensors.k_scale, tensors.v_scale));
+  CHORALE_RETURN_IF_ERROR(check_kv_scales(problem, tensors.k_scale, tensors.v_scale, memory));
   std::vector<NamedView> given{
       {"q", &tensors.q, Access::read, problem.dtype, shapes.query()},
       {"k", &tensors.k, Access::read, problem.kv_dtype_or_default(), shapes.keys()},
@@ -156,7 +164,7 @@ Status check_forward(const Plan& plan, std::string_view implementation, const Fo
     given.push_back({"v_scale", &tensors.v_scale, Access::read, DType::float32, {problem.kv_heads}});
   }
   CHORALE_RETURN_IF_ERROR(check_views(given));
-  return check_pages(plan.batch(), tensors.k.shape[0]);
+  return memory == Memory::host ? check_pages(plan.batch(), tensors.k.shape[0]) : Status::ok();
 }
 
 Status check_backward(const Plan& plan, std::string_view implementation, const BackwardTensors& tensors) {

@@ -20,7 +20,7 @@ inline constexpr std::size_t cuda_instructions = 512;  // of a program: kernels 
 // ok, or which of these limits a mask or a score passes.
 Status check_cuda_programs(const Program& mask, const Program& score);
 
-// The text of program.cuh (kernels/params.h says what is in it). It depends on the instructions and the types
+// The functions that kernels/params.h names. The text depends on the instructions and the types
 // of the tables, not on their values or sizes: a kernel serves every batch. Tables are numbered: the mask's,
 // then the score's.
 std::string emit_cuda(const Program& mask, const Program& score);

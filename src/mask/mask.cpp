@@ -81,6 +81,7 @@ Result<Mask> Mask::parse(std::string_view text, std::span<const Table> tables) {
   return from(condition);
 }
 Result<Mask> Mask::with_tables(std::span<const Table> tables) const {
+  if (tables.empty()) return *this;
   CHORALE_ASSIGN_OR_RETURN(Program program, programs::bind_tables(*program_, tables, Kind::mask));
   return Mask(programs::share(std::move(program)));
 }
@@ -126,6 +127,7 @@ Result<Score> Score::parse(std::string_view text, std::span<const Table> tables)
   return from(value);
 }
 Result<Score> Score::with_tables(std::span<const Table> tables) const {
+  if (tables.empty()) return *this;
   CHORALE_ASSIGN_OR_RETURN(const Program program, programs::bind_tables(*program_, tables, Kind::score));
   return from(programs::whole(program));
 }

@@ -48,7 +48,7 @@ TEST(Create, AutoTakesTheFirstThatWorks) {
 TEST(Create, AnExplicitNameNeverFallsBack) {
   const Status cuda = Attention::create(problem, "flash_attention_3").status();
   EXPECT_EQ(cuda.code(), Code::unsupported);
-  EXPECT_EQ(cuda.message(), "flash_attention_3: this build has no CUDA kernels");
+  EXPECT_EQ(cuda.message(), "flash_attention_3: runs on an NVIDIA GPU, not on the CPU");
   const Status sdpa = Attention::create(problem, "sdpa").status();
   EXPECT_EQ(sdpa.message(), "sdpa: this build links no vendor's attention library");
   const Status training =

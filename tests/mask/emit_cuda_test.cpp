@@ -171,11 +171,6 @@ TEST_F(EmitCuda, ArrangesTheExtremesAsATree) {
     std::vector<std::int32_t> values(static_cast<std::size_t>(size));
     for (auto& value : values) value = pick(-1000, 1000);
     const Table table = Table::integers("ids", values);
-    const CudaCase entry{
-        "",
-        Mask::parse("ids[min(max(k, 0), " + std::to_string(size - 1) + ")] > 0", std::vector<Table>{table})
-            .value(),
-        {}};
     const std::vector<std::int32_t> tree = table_tree(table);
     EXPECT_EQ(tree[2], *std::min_element(values.begin(), values.end())) << size;
     EXPECT_EQ(tree[3], *std::max_element(values.begin(), values.end())) << size;

@@ -47,8 +47,9 @@ class CpuAttention final : public Implementation {
 
   std::string_view name() const override { return "flash_attention_2"; }
 
-  Status supports(const Problem& problem, const Device&, Phase) const override {
+  Status supports(const Problem& problem, const Device& device, Phase) const override {
     CHORALE_RETURN_IF_ERROR(problem.validate());
+    CHORALE_RETURN_IF_ERROR(check_is_cpu(device));
     return simd::supported();
   }
 

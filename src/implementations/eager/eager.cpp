@@ -137,7 +137,10 @@ class Eager final : public Implementation {
  public:
   std::string_view name() const override { return eager_name; }
 
-  Status supports(const Problem& problem, const Device&, Phase) const override { return problem.validate(); }
+  Status supports(const Problem& problem, const Device& device, Phase) const override {
+    CHORALE_RETURN_IF_ERROR(problem.validate());
+    return check_is_cpu(device);
+  }
 
   Fingerprint fingerprint(const Problem& problem, const Device&) const override {
     return with_kv_dtype(

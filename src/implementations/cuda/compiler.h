@@ -1,0 +1,23 @@
+// From a key to a kernel's machine code.
+#pragma once
+
+#include "implementations/cuda/kernel_cache.h"
+#include "implementations/cuda/kernel_key.h"
+
+namespace chorale::cuda {
+
+inline constexpr const char* hopper = "sm_90a";
+
+// From the cache, or by NVRTC. Needs no GPU.
+Result<CompiledKernel> compile_kernel(const KernelKey& key, const std::string& arch,
+                                      const KernelCache& cache);
+
+// How an entry point is launched, as its source says.
+struct LaunchShape {
+  int threads = 0;
+  int shared_bytes = 0;   // dynamic
+  bool overlaps = false;  // begins before the launch before it has ended, and waits for that itself
+};
+Result<LaunchShape> launch_shape(const KernelKey& key, const CompiledKernel& kernel);
+
+}  // namespace chorale::cuda

@@ -1,0 +1,376 @@
+#include "implementations/cuda/cuda_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "implementations/cuda/order.h"
+#include "implementations/cuda/tensor_maps.h"
+#include "implementations/validate.h"
+#include "mask/emit_cuda.h"
+#include "mask/table.h"
+
+namespace chorale::cuda {
+namespace {
+
+constexpr float log2_e = 0x1.715476p+0f;
+
+// Hands out offsets one after another.
+class Cursor {
+ public:
+  template <class T>
+  std::size_t take(std::size_t count) {
+    constexpr std::size_t alignment = 16;
+    at_ = (at_ + alignment - 1) / alignment * alignment;
+    return std::exchange(at_, at_ + count * sizeof(T));
+  }
+  std::size_t at() const { return at_; }
+
+ private:
+  std::size_t at_ = 0;
+};
+
+std::vector<const Table*> tables_of(const Problem& problem) {
+  std::vector<const Table*> tables;
+  for (const Program* program : {&problem.mask.program(), &problem.score.program()})
+    for (const Table& table : program->tables()) tables.push_back(&table);
+  return tables;
+}
+
+std::size_t aligned(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
+std::size_t value_bytes(const Table& table) {
+  return aligned(4 * static_cast<std::size_t>(std::max<std::int64_t>(1, table.rows() * table.columns())));
+}
+
+template <class T>
+void put(std::byte* host, std::size_t offset, const std::vector<T>& values) {
+  if (!values.empty()) std::memcpy(host + offset, values.data(), values.size() * sizeof(T));
+}
+
+// Values of all tables, their trees, and the views of them with addresses on the device.
+void put_tables(std::byte* host, DevicePointer device, std::size_t views, std::size_t values,
+                const Problem& problem) {
+  for (const Table* table : tables_of(problem)) {
+    const Table::Data& data = table->data();
+    const std::vector<std::int32_t> tree = table_tree(*table);
+    const std::size_t size = value_bytes(*table);
+    // A table of no values is never read where it counts: one value stands there for positions out of bounds.
+    std::memset(host + values, 0, size);
+    if (data.is_float)
+      put(host, values, data.floats);
+    else
+      put(host, values, data.integers);
+    put(host, values + size, tree);
+    const kernels::TableView view{reinterpret_cast<const void*>(device + values),
+                                  reinterpret_cast<const void*>(device + values + size),
+                                  std::max(1, static_cast<int>(device_rows(*table))),
+                                  std::max(1, static_cast<int>(device_columns(*table)))};
+    std::memcpy(host + views, &view, sizeof view);
+    views += sizeof view;
+    values += size + aligned(4 * tree.size());
+  }
+}
+
+// A page pool as it is, packed rows as a pool of one page.
+TensorView as_pages(const TensorView& view) {
+  if (view.rank == 4) return view;
+  TensorView pages = view;
+  pages.rank = 4;
+  pages.shape = {1, view.shape[0], view.shape[1], view.shape[2]};
+  pages.stride = {0, view.stride[0], view.stride[1], view.stride[2]};
+  return pages;
+}
+
+kernels::Rows rows_of(const TensorView& view) {  // [..., tokens, heads, dim]
+  return {view.data, view.stride[view.rank - 3], view.stride[view.rank - 2]};
+}
+
+template <class T>
+T* pointer_of(const TensorView& view) {
+  return view.empty() ? nullptr : static_cast<T*>(view.data);
+}
+
+Status check_vector(std::string_view name, const TensorView& view) {
+  if (view.empty() || view.is_contiguous()) return Status::ok();
+  return Status::unsupported(fmt::format("{}: must be contiguous on a GPU", name));
+}
+
+Status check_layout(const ForwardTensors& tensors) {
+  CHORALE_RETURN_IF_ERROR(check_alignment("q", tensors.q));
+  CHORALE_RETURN_IF_ERROR(check_alignment("k", tensors.k));
+  CHORALE_RETURN_IF_ERROR(check_alignment("v", tensors.v));
+  CHORALE_RETURN_IF_ERROR(check_alignment("out", tensors.out));
+  CHORALE_RETURN_IF_ERROR(check_vector("lse", tensors.lse));
+  CHORALE_RETURN_IF_ERROR(check_vector("sinks", tensors.sinks));
+  CHORALE_RETURN_IF_ERROR(check_vector("k_scale", tensors.k_scale));
+  return check_vector("v_scale", tensors.v_scale);
+}
+
+}  // namespace
+
+CudaPlan::Sizes CudaPlan::sizes_of(const Problem& problem, const Batch& batch, const WorkList& work) {
+  Sizes sizes{};
+  sizes.sequences = static_cast<std::size_t>(batch.sequences());
+  sizes.forward_blocks = work.forward.row_blocks.size();
+  sizes.decode_blocks = work.decode.row_blocks.size();
+  sizes.split_items = work.decode.split_items.size();
+  sizes.slots = static_cast<std::size_t>(work.decode.slots);
+  sizes.block_table = batch.block_table.size();
+  for (const Table* table : tables_of(problem))
+    sizes.table_bytes += value_bytes(*table) + (table->is_float() ? 0 : 2 * value_bytes(*table) + 64);
+  return sizes;
+}
+
+Status CudaPlan::check_room(const Sizes& wanted, const Sizes& room) {
+  const std::tuple<std::string_view, std::size_t, std::size_t> all[] = {
+      {"sequences", wanted.sequences, room.sequences},
+      {"blocks of query rows", wanted.forward_blocks, room.forward_blocks},
+      {"decoding sequences", wanted.decode_blocks, room.decode_blocks},
+      {"chunks of keys", wanted.split_items, room.split_items},
+      {"partial states", wanted.slots, room.slots},
+      {"entries of the block table", wanted.block_table, room.block_table},
+      {"bytes of tables", wanted.table_bytes, room.table_bytes}};
+  for (const auto& [what, want, have] : all)
+    if (want > have)
+      return Status::resource_exhausted(
+          fmt::format("the plan has room for {} {}: the batch has {}", have, what, want));
+  return Status::ok();
+}
+
+CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
+  const auto heads = static_cast<std::size_t>(problem().kv_heads);
+  Layout layout{};
+  Cursor cursor;
+  const auto take_part = [&](PartLayout& part, std::size_t blocks, std::size_t items) {
+    part.counts = cursor.take<kernels::PlanCounts>(1);
+    part.next_item = cursor.take<int>(2);
+    part.row_blocks = cursor.take<kernels::RowBlock>(blocks);
+    part.split_items = cursor.take<kernels::SplitItem>(items);
+    part.arrivals = cursor.take<int>(items == 0 ? 0 : heads * blocks);
+  };
+  take_part(layout.forward, sizes.forward_blocks, 0);
+  take_part(layout.decode, sizes.decode_blocks, sizes.split_items);
+  layout.sequences = cursor.take<kernels::Sequence>(sizes.sequences);
+  layout.tables = cursor.take<kernels::TableView>(kernels::max_tables);
+  layout.block_table = cursor.take<int>(sizes.block_table);
+  layout.table_values = cursor.take<std::byte>(sizes.table_bytes);
+  layout.staged_bytes = cursor.at();
+  const std::size_t rows =
+      heads * sizes.slots * static_cast<std::size_t>(work_.decode.positions * problem().group_size());
+  layout.decode.partial_out = cursor.take<float>(rows * static_cast<std::size_t>(problem().value_dim()));
+  layout.decode.partial_max = cursor.take<float>(rows);
+  layout.decode.partial_sum = cursor.take<float>(rows);
+  layout.device_bytes = cursor.at();
+  return layout;
+}
+
+Result<CudaPlan::Kernels> CudaPlan::find_kernels(const Problem& problem, const Batch& batch,
+                                                 const WorkList& work) const {
+  Kernels kernels;
+  const auto find = [&](KernelKind kind, const WorkList::Part& part, const Kernel*& kernel) -> Status {
+    if (part.row_blocks.empty()) return Status::ok();
+    CHORALE_ASSIGN_OR_RETURN(
+        kernel, gpu_.kernel(kernel_key(kind, problem, batch.page_size, part.chunked, part.positions)));
+    return Status::ok();
+  };
+  CHORALE_RETURN_IF_ERROR(find(KernelKind::forward, work.forward, kernels.forward));
+  CHORALE_RETURN_IF_ERROR(find(KernelKind::decode, work.decode, kernels.decode));
+  return kernels;
+}
+
+Result<std::shared_ptr<CudaPlan>> CudaPlan::create(std::string_view implementation, Gpu& gpu,
+                                                   const Problem& problem, const Batch& batch) {
+  CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem, batch));
+  std::shared_ptr<CudaPlan> plan(new CudaPlan(implementation, gpu, std::move(bound), batch));
+  plan->work_ = make_work_list(plan->problem(), batch);
+  CHORALE_ASSIGN_OR_RETURN(plan->kernels_, plan->find_kernels(plan->problem(), batch, plan->work_));
+  Sizes room = sizes_of(plan->problem(), batch, plan->work_);
+  for (std::size_t* size : {&room.sequences, &room.forward_blocks, &room.decode_blocks, &room.split_items,
+                            &room.slots, &room.block_table, &room.table_bytes})
+    if (*size > 0) *size = std::bit_ceil(*size);
+  plan->room_ = room;
+  plan->layout_ = plan->lay_out(room);
+  plan->look_over();
+  return plan;
+}
+
+CudaPlan::~CudaPlan() {
+  if (memory_) PlanMemoryPool::of(gpu_).give_back(stream_id_, std::move(memory_));
+}
+
+Status CudaPlan::update(const Batch& batch, void* stream) {
+  CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem(), batch));
+  WorkList work = make_work_list(bound, batch, work_.decode.positions);
+  CHORALE_RETURN_IF_ERROR(check_room(sizes_of(bound, batch, work), room_));
+  // A kernel for more chunks serves one too, and one without work ends at once.
+  work.forward.chunked |= work_.forward.chunked;
+  work.decode.chunked |= work_.decode.chunked;
+  CHORALE_ASSIGN_OR_RETURN(const Kernels kernels, find_kernels(bound, batch, work));
+  for (const auto& [now, then] :
+       {std::pair(kernels.forward, kernels_.forward), {kernels.decode, kernels_.decode}})
+    if (now != nullptr && now != then)
+      return Status::invalid_argument(fmt::format("the plan was made for {}: the batch needs {}",
+                                                  then == nullptr ? "no such work" : then->key.describe(),
+                                                  now->key.describe()));
+  replace(std::move(bound), batch);
+  work_ = std::move(work);
+  look_over();
+  const std::lock_guard lock(mutex_);
+  if (memory_) CHORALE_RETURN_IF_ERROR(memory_->wait());
+  return upload_locked(static_cast<Stream>(stream));
+}
+
+// What every forward needs to know of the whole batch.
+void CudaPlan::look_over() {
+  const Batch& b = batch();
+  largest_page_ = -1;
+  std::int64_t keys = 0;
+  for (int s = 0; s < b.sequences(); ++s) {
+    keys += b.kv_len(s);
+    if (!b.is_paged()) continue;
+    const std::int32_t* row = b.block_table.data() + s * b.block_table_stride;
+    const std::int64_t used = (std::int64_t{b.kv_len(s)} + b.page_size - 1) / b.page_size;
+    // As unsigned numbers, so that a negative page is beyond every pool.
+    for (std::int64_t i = 0; i < used; ++i)
+      if (static_cast<std::uint32_t>(row[i]) + 1 > static_cast<std::uint32_t>(largest_page_) + 1)
+        largest_page_ = row[i];
+  }
+  // As many as find room in the L2 cache, which has 50 MB, beside what passes through.
+  constexpr std::int64_t cache_bytes = 32 << 20;
+  const Problem& p = problem();
+  const std::int64_t head_bytes =
+      keys * (p.head_dim + p.value_dim()) * static_cast<std::int64_t>(size_of(p.kv_dtype_or_default()));
+  heads_together_ = static_cast<int>(
+      std::clamp<std::int64_t>(cache_bytes / std::max<std::int64_t>(1, head_bytes), 1, p.kv_heads));
+}
+
+void CudaPlan::write_part(std::byte* host, const PartLayout& layout, const WorkList::Part& part) const {
+  const kernels::PlanCounts counts{static_cast<int>(part.row_blocks.size()),
+                                   static_cast<int>(part.split_items.size()),
+                                   static_cast<int>(batch().block_table_stride)};
+  std::memcpy(host + layout.counts, &counts, sizeof counts);
+  std::memset(host + layout.next_item, 0, 2 * sizeof(int));
+  std::memset(host + layout.arrivals, 0,
+              part.split_items.empty()
+                  ? 0
+                  : part.row_blocks.size() * static_cast<std::size_t>(problem().kv_heads) * 4);
+  put(host, layout.row_blocks, part.row_blocks);
+  put(host, layout.split_items, part.split_items);
+}
+
+void CudaPlan::write(std::byte* host, DevicePointer device) const {
+  write_part(host, layout_.forward, work_.forward);
+  write_part(host, layout_.decode, work_.decode);
+  const Batch& b = batch();
+  auto* sequences = reinterpret_cast<kernels::Sequence*>(host + layout_.sequences);
+  for (int s = 0; s < b.sequences(); ++s)
+    sequences[s] = {b.cu_seqlens_q[static_cast<std::size_t>(s)], b.q_len(s),
+                    b.is_paged() ? 0 : b.cu_seqlens_k[static_cast<std::size_t>(s)], b.kv_len(s)};
+  put(host, layout_.block_table, b.block_table);
+  put_tables(host, device, layout_.tables, layout_.table_values, problem());
+}
+
+Status CudaPlan::upload(void* stream) const {
+  const std::lock_guard lock(mutex_);
+  return upload_locked(static_cast<Stream>(stream));
+}
+
+// The first time it takes memory that the stream's earlier plans have left.
+Status CudaPlan::upload_locked(Stream stream) const {
+  const Gpu::Scope scope(gpu_);
+  const Driver& d = gpu_.driver();
+  unsigned long long id = 0;
+  CHORALE_RETURN_IF_ERROR(d.check(d.stream_id(stream, &id), "looking at the stream"));
+  int capturing = 0;
+  CHORALE_RETURN_IF_ERROR(d.check(d.stream_is_capturing(stream, &capturing), "looking at the stream"));
+  if (capturing != 0)
+    return Status::invalid_argument(
+        "the plan is not on the GPU yet: upload(stream) it before capturing a graph");
+  if (!memory_) {
+    CHORALE_ASSIGN_OR_RETURN(
+        memory_, PlanMemoryPool::of(gpu_).take(gpu_, id, layout_.staged_bytes, layout_.device_bytes));
+  } else if (stream_id_ != id) {
+    CHORALE_RETURN_IF_ERROR(memory_->wait());
+  }
+  stream_id_ = awaited_id_ = id;
+  write(memory_->host(), memory_->device());
+  return memory_->upload(layout_.staged_bytes, stream);
+}
+
+Status CudaPlan::forward(const ForwardTensors& tensors) const {
+  CHORALE_RETURN_IF_ERROR(check_layout(tensors));
+  if (batch().is_paged() && std::uint64_t{static_cast<std::uint32_t>(largest_page_) + 1} >
+                                static_cast<std::uint64_t>(tensors.k.shape[0]))
+    return Status::out_of_range(fmt::format("the block table has page {}: the pool has pages 0 to {}",
+                                            largest_page_, tensors.k.shape[0] - 1));
+  if (kernels_.forward == nullptr && kernels_.decode == nullptr) return Status::ok();
+  auto* stream = static_cast<Stream>(tensors.stream);
+  {
+    const std::lock_guard lock(mutex_);
+    const Gpu::Scope scope(gpu_);
+    unsigned long long id = 0;
+    CHORALE_RETURN_IF_ERROR(
+        gpu_.driver().check(gpu_.driver().stream_id(stream, &id), "looking at the stream"));
+    if (!memory_) CHORALE_RETURN_IF_ERROR(upload_locked(stream));
+    if (id != stream_id_ && id != awaited_id_) {
+      CHORALE_RETURN_IF_ERROR(memory_->await_in(stream));
+      awaited_id_ = id;
+    }
+  }
+  kernels::ForwardParams params{};
+  CHORALE_RETURN_IF_ERROR(launch(kernels_.forward, layout_.forward, tensors, params));
+  return launch(kernels_.decode, layout_.decode, tensors, params);
+}
+
+Status CudaPlan::launch(const Kernel* kernel, const PartLayout& layout, const ForwardTensors& tensors,
+                        kernels::ForwardParams& params) const {
+  if (kernel == nullptr) return Status::ok();
+  const Gpu::Scope scope(gpu_);
+  const Driver& d = gpu_.driver();
+  const KernelKey& key = kernel->key;
+  const TensorView k = as_pages(tensors.k), v = as_pages(tensors.v);
+  const int slots = key.paged ? std::min(key.page_size, key.tile) : key.tile;
+  const int query_box[] = {64, key.group, key.positions}, key_box[] = {key.fp8_cache ? 128 : 64, 1, slots, 1};
+  CHORALE_ASSIGN_OR_RETURN(params.q, tensor_map(d, "q", tensors.q, query_box));
+  CHORALE_ASSIGN_OR_RETURN(params.k, tensor_map(d, "k", k, key_box));
+  CHORALE_ASSIGN_OR_RETURN(params.v, tensor_map(d, "v", v, key_box));
+  params.out = rows_of(tensors.out);
+  params.k_rows = rows_of(k);
+  params.v_rows = rows_of(v);
+  params.k_page_stride = k.stride[0];
+  params.v_page_stride = v.stride[0];
+  params.lse = pointer_of<float>(tensors.lse);
+  params.sinks = pointer_of<const float>(tensors.sinks);
+  params.k_scale = pointer_of<const float>(tensors.k_scale);
+  params.v_scale = pointer_of<const float>(tensors.v_scale);
+
+  const DevicePointer base = memory_->device();
+  const auto at = [&]<class T>(std::size_t offset, T*& to) { to = reinterpret_cast<T*>(base + offset); };
+  at(layout.counts, params.plan.counts);
+  at(layout_.sequences, params.plan.sequences);
+  at(layout.row_blocks, params.plan.row_blocks);
+  at(layout.split_items, params.plan.split_items);
+  at(layout_.block_table, params.plan.block_table);
+  at(layout_.tables, params.plan.tables);
+  at(layout.next_item, params.plan.next_item);
+  at(layout.partial_out, params.partial_out);
+  at(layout.partial_max, params.partial_max);
+  at(layout.partial_sum, params.partial_sum);
+  at(layout.arrivals, params.arrivals);
+  params.slots = static_cast<int>(room_.slots);
+
+  const Problem& p = problem();
+  params.scale = p.scale_or_default();
+  params.factor = p.score.is_identity() ? params.scale * log2_e : log2_e;
+  params.kv_heads = p.kv_heads;
+  params.heads_together = heads_together_;
+  params.first_query_head = p.first_query_head;
+  // As many blocks of threads as the card runs at once: each takes work until none is left, and a graph may
+  // find more of it later.
+  return gpu_.launch(*kernel, gpu_.multiprocessors(), &params, static_cast<Stream>(tensors.stream));
+}
+
+}  // namespace chorale::cuda

@@ -1,0 +1,36 @@
+// KernelKey: which kernel, compiled for what. Equal keys are one kernel.
+#pragma once
+
+#include <string>
+
+#include "chorale/batch.h"
+#include "chorale/problem.h"
+
+namespace chorale::cuda {
+
+enum class KernelKind { forward, decode, store, copy_pages };
+std::string_view name(KernelKind kind);
+
+struct KernelKey {
+  KernelKind kind = KernelKind::forward;
+  int head_dim = 0, value_dim = 0;
+  int group = 1;  // query heads of a KV head
+  bool bfloat16 = true;
+  bool fp8_cache = false;
+  bool paged = false;
+  int page_size = 0;  // 0: packed
+  bool masked = false, scored = false, sinks = false;
+  bool chunked = false;  // some sequence has more than one chunk
+  int tile = 0, chunk = 0, positions = 0;
+  std::string program;  // emitted from mask and score; empty where neither is
+
+  bool operator==(const KernelKey&) const = default;
+  std::string entry() const;     // "chorale_forward"
+  std::string describe() const;  // "forward bf16 d128 group 4 paged 16 masked chunked"
+};
+
+// The kernel of this kind that serves a problem over packed (page_size 0) or paged keys. `positions` of a row
+// block: a decode's, from 1 to decode_rows / group; the forward's are always the same.
+KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, bool chunked, int positions = 1);
+
+}  // namespace chorale::cuda

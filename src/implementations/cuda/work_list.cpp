@@ -1,0 +1,94 @@
+#include "implementations/cuda/work_list.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+
+#include "implementations/cuda/order.h"
+#include "mask/program.h"
+
+namespace chorale::cuda {
+namespace {
+
+// Whether rows see nothing after themselves, as far as two rows tell. It decides only in which order blocks
+// run.
+bool is_causal(const Problem& problem) {
+  if (problem.mask.is_all()) return false;
+  const Range heads{problem.first_query_head, problem.first_query_head + problem.query_heads - 1};
+  const auto sees_ahead = [&](std::int64_t q) {
+    return classify(problem.mask.program(), {{0, 0}, heads, {q, q}, {q + 1, q + (1 << 20)}}) !=
+           Coverage::empty;
+  };
+  return !sees_ahead(0) && !sees_ahead(4096);
+}
+
+struct Block {
+  kernels::RowBlock block;
+  std::int32_t cost;  // keys that it may see
+};
+
+// Longest first, in steps of a 256th of the longest; equal ones in their order.
+std::vector<kernels::RowBlock> longest_first(const std::vector<Block>& blocks) {
+  constexpr int steps = 256;
+  std::int64_t most = 1;
+  for (const Block& block : blocks) most = std::max<std::int64_t>(most, block.cost);
+  const auto step = [&](const Block& block) {
+    return static_cast<std::size_t>((most - block.cost) * (steps - 1) / most);
+  };
+  std::array<std::size_t, steps + 1> first{};
+  for (const Block& block : blocks) ++first[step(block) + 1];
+  for (std::size_t i = 1; i <= steps; ++i) first[i] += first[i - 1];
+  std::vector<kernels::RowBlock> sorted(blocks.size());
+  for (const Block& block : blocks) sorted[first[step(block)]++] = block.block;
+  return sorted;
+}
+
+int chunks_of(const Batch& batch, int sequence, int chunk) {
+  return std::max(1, (batch.kv_len(sequence) + chunk - 1) / chunk);
+}
+
+void split(const Batch& batch, int chunk, WorkList::Part& decode) {
+  for (std::size_t i = 0; i < decode.row_blocks.size(); ++i) {
+    const int chunks = chunks_of(batch, decode.row_blocks[i].sequence, chunk);
+    for (int c = 0; c < chunks; ++c)
+      decode.split_items.push_back({static_cast<int>(i), c, chunks > 1 ? decode.slots : 0, chunks});
+    if (chunks > 1) decode.slots += chunks;
+  }
+}
+
+}  // namespace
+
+WorkList make_work_list(const Problem& problem, const Batch& batch, int least_decode_positions) {
+  const int group = problem.group_size(), chunk = chunk_keys(problem.value_dim());
+  const int decode_positions = decode_rows / group;  // at most; 0: heads alone are too many rows
+  WorkList work;
+  work.forward.positions = std::max(1, block_rows / group);
+  work.decode.positions = least_decode_positions;
+  for (int s = 0; s < batch.sequences(); ++s)
+    if (const int queries = batch.q_len(s); queries > 0 && queries <= decode_positions)
+      work.decode.positions = std::max(work.decode.positions, queries);
+  // A power of two, so that few kernels serve all lengths.
+  work.decode.positions =
+      std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(work.decode.positions))),
+               std::max(1, decode_positions));
+
+  const bool causal = is_causal(problem);
+  std::vector<Block> forward, decode;
+  for (int s = 0; s < batch.sequences(); ++s) {
+    const int queries = batch.q_len(s), keys = batch.kv_len(s);
+    const bool few = queries <= decode_positions;
+    const WorkList::Part& part = few ? work.decode : work.forward;
+    for (int first = 0; first < queries; first += part.positions) {
+      const int end = std::min(first + part.positions, queries);
+      const int cost = causal ? std::clamp(keys - queries + end, 0, keys) : keys;
+      (few ? decode : forward).push_back({{s, first}, cost});
+    }
+    if (queries > 0) (few ? work.decode : work.forward).chunked |= keys > chunk;
+  }
+  work.forward.row_blocks = longest_first(forward);
+  work.decode.row_blocks = longest_first(decode);
+  split(batch, chunk, work.decode);
+  return work;
+}
+
+}  // namespace chorale::cuda
