@@ -35,6 +35,9 @@ __device__ __forceinline__ u32 pack_float16(float low, float high) {
   return d;
 }
 
+// A value that is the same in all lanes, in a form that lets the compiler know.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+
 // --- barriers -----------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void mbarrier_init(u64* barrier, u32 arrivals) {
@@ -60,8 +63,14 @@ __device__ __forceinline__ bool mbarrier_try_wait(u64* barrier, u32 parity) {
   return done != 0;
 }
 __device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
+#ifdef CHORALE_WATCHDOG  // a wait that never ends becomes an error: for development
+  for (int i = 0; i < 1 << 20; ++i)
+    if (mbarrier_try_wait(barrier, parity)) return;
+  __trap();
+#else
   while (!mbarrier_try_wait(barrier, parity)) {
   }
+#endif
 }
 __device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

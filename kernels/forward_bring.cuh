@@ -1,0 +1,155 @@
+// The forward kernel's first warpgroup: it brings queries, keys and values.
+#pragma once
+
+#include "forward_memory.cuh"
+
+namespace chorale::kernels {
+
+// The only question of the loader: where do the keys of tile `tile` lie? Boxes of consecutive slots: packed keys
+// have one a tile, pages of fewer slots than a tile one a page.
+constexpr int box_slots = Config::paged && Config::page_size < Config::tile ? Config::page_size : Config::tile;
+constexpr int boxes = Config::tile / box_slots;
+
+// Box `box` of a tile: page and first slot. `page` is -1 past the sequence's end.
+struct BoxPlace {
+  int page, slot;
+};
+__device__ __forceinline__ BoxPlace find_box(const PlanView& plan, const Item& item, int tile, int box) {
+  const int position = tile * Config::tile + box * box_slots;
+  if (position >= item.kv_len) return {-1, 0};
+  if constexpr (!Config::paged) return {0, item.kv_first + position};
+  const int* table = plan.block_table + static_cast<long long>(item.sequence) * plan.block_table_stride;
+  constexpr int size = Config::paged ? Config::page_size : 1;
+  return {table[position / size], position % size};
+}
+
+// Lanes share the boxes of a tile. Every lane takes part.
+template <int column_blocks>
+__device__ __forceinline__ void bring_tile(const PlanView& plan, const Item& item, int tile,
+                                           const TensorMap& map, unsigned char* to, u64* full) {
+  const int lane = threadIdx.x % 32;
+  const int live = min(boxes, (item.kv_len - tile * Config::tile + box_slots - 1) / box_slots);
+  if (lane == 0)
+    mbarrier_arrive_expect_bytes(full, live * box_slots * block_row_bytes * column_blocks);
+  __syncwarp();
+  for (int i = lane; i < live * column_blocks; i += 32) {
+    const int box = i / column_blocks, column = i % column_blocks;
+    const BoxPlace place = find_box(plan, item, tile, box);
+    copy_box(to + column * (Config::tile * block_row_bytes) + box * (box_slots * block_row_bytes), &map, full,
+             column * block_columns, item.kv_head, place.slot, place.page);
+  }
+}
+
+// One warp takes items and brings their queries, early enough to hide how long that takes, late enough for the last
+// items to go to whoever is done first.
+__device__ void take_items(const ForwardParams& params, ForwardMemory& shared) {
+  if (threadIdx.x % 32 != 0) return;
+  prefetch_tensor_map(&params.q);
+  u32 parity = 1;
+  for (ItemTurn turn;; turn.next(), parity ^= 1) {
+    mbarrier_wait(&shared.keys_brought, parity);
+    const Item item = find_item(params, atomicAdd(params.plan.next_item, 1));
+    mbarrier_wait(&shared.item_free[turn.index], turn.parity ^ 1);
+    shared.item[turn.index] = item;
+    mbarrier_arrive(&shared.item_known[turn.index]);
+    u64* full = &shared.item_full[turn.index];
+    if (item.sequence < 0) {
+      mbarrier_arrive(full);
+      leave(params.plan);
+      return;
+    }
+    mbarrier_arrive_expect_bytes(full, Config::rows * block_row_bytes * key_blocks);
+    for (int column = 0; column < key_blocks; ++column)
+      copy_box(shared.query[turn.index] + column * (forward_rows * block_row_bytes), &params.q, full,
+               column * block_columns, item.kv_head * Config::group, item.q_row);
+  }
+}
+
+// Every tile that an item sees, with the flags of its step. An item that sees none still has one step, whose
+// scores are all hidden.
+template <class Function>
+__device__ __forceinline__ void for_each_step(const ForwardParams& params, const Item& item, Function function) {
+  VisibleTiles tiles(params, item.rows(params.first_query_head));
+  for (bool more = true; more;) {
+    const int tile = tiles.done() ? 0 : tiles.tile();
+    int flags = tiles.done() || tiles.is_partial() ? Step::partial : 0;
+    if (!tiles.done()) tiles.next();
+    more = !tiles.done();
+    constexpr int chunk_tiles = Config::chunk / Config::tile;
+    if (!more)
+      flags |= Step::last;
+    else if (tiles.tile() / chunk_tiles != tile / chunk_tiles)
+      flags |= Step::chunk_end;
+    function(Step{flags, tile});
+  }
+}
+template <class Function>
+__device__ __forceinline__ void for_each_item(ForwardMemory& shared, Function function) {
+  for (ItemTurn turn;; turn.next()) {
+    mbarrier_wait(&shared.item_known[turn.index], turn.parity);
+    const Item item = shared.item[turn.index];
+    if (item.sequence < 0) return;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.item_free[turn.index]);
+    function(item);
+  }
+}
+
+// One warp brings the tiles of keys, another those of values: values are needed a step later, and neither waits
+// for room for the other.
+__device__ void bring_keys(const ForwardParams& params, ForwardMemory& shared) {
+  const bool speaks = threadIdx.x % 32 == 0;
+  if (speaks) prefetch_tensor_map(&params.k);
+  KeyTurn turn;
+  for_each_item(shared, [&](const Item& item) {
+    for_each_step(params, item, [&](Step step) {
+      mbarrier_wait(&shared.key_free[turn.index], turn.parity ^ 1);
+      if (speaks) shared.step[turn.index] = step;
+      bring_tile<key_blocks>(params.plan, item, step.tile, params.k, shared.key[turn.index],
+                             &shared.key_full[turn.index]);
+      turn.next();
+    });
+    if (speaks) mbarrier_arrive(&shared.keys_brought);
+  });
+}
+__device__ void bring_values(const ForwardParams& params, ForwardMemory& shared) {
+  const bool speaks = threadIdx.x % 32 == 0;
+  if (speaks) prefetch_tensor_map(&params.v);
+  ValueTurn turn;
+  for_each_item(shared, [&](const Item& item) {
+    for_each_step(params, item, [&](Step step) {
+      mbarrier_wait(&shared.value_free[turn.index], turn.parity ^ 1);
+      if (speaks) shared.live_rows[turn.index] = min(item.kv_len - step.tile * Config::tile, Config::tile);
+      bring_tile<value_blocks>(params.plan, item, step.tile, params.v, shared.value[turn.index],
+                               &shared.value_full[turn.index]);
+      turn.next();
+    });
+  });
+  mbarrier_wait(&shared.value_free[turn.index], turn.parity ^ 1);
+  if (speaks) {
+    shared.live_rows[turn.index] = -1;
+    mbarrier_arrive(&shared.value_full[turn.index]);
+  }
+}
+
+// The last warp. 0 times NaN is NaN, so values that no row sees must not be NaN where they are multiplied with
+// p = 0: rows past the sequence's end become zero.
+__device__ void scrub(const ForwardParams& params, ForwardMemory& shared) {
+  const int thread = static_cast<int>(threadIdx.x) % scrub_threads;
+  for (ValueTurn turn;; turn.next()) {
+    mbarrier_wait(&shared.value_full[turn.index], turn.parity);
+    const int live = shared.live_rows[turn.index];
+    if (live < 0) return;
+    if (live < Config::tile) {
+      for (int column = 0; column < value_blocks; ++column) {
+        auto* pieces =
+            reinterpret_cast<uint4*>(shared.value[turn.index] + column * Config::tile * block_row_bytes);
+        for (int i = live * 8 + thread; i < Config::tile * 8; i += scrub_threads) pieces[i] = {0, 0, 0, 0};
+      }
+      fence_proxy_async();
+    }
+    mbarrier_arrive(&shared.value_safe[turn.index]);
+  }
+}
+
+}  // namespace chorale::kernels

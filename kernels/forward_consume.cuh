@@ -1,0 +1,368 @@
+// The forward kernel's consumers: products, softmax, output.
+#pragma once
+
+#include "forward_memory.cuh"
+#include "program.cuh"
+#include "softmax.cuh"
+#include "wgmma.cuh"
+
+namespace chorale::kernels {
+
+constexpr int score_count = Config::tile / 2;      // scores of a thread: two rows
+constexpr int out_count = Config::value_dim / 2;   // outputs of a thread
+using Scores = Wgmma<Config::tile, Config::bfloat16>;
+using Outputs = Wgmma<Config::value_dim, Config::bfloat16>;
+
+// The two rows of a thread, `row` and `row` + 8 of its row block.
+struct ThreadRows {
+  int warpgroup, row, quad_lane;
+  __device__ explicit ThreadRows(int warpgroup)
+      : warpgroup(warpgroup),
+        row(warpgroup * 64 + static_cast<int>(threadIdx.x % 128) / 32 * 16 + static_cast<int>(threadIdx.x % 32) / 4),
+        quad_lane(threadIdx.x % 4) {}
+  __device__ int of(int i) const { return row + 8 * i; }
+};
+
+// Warpgroups take turns at issuing products.
+__device__ __forceinline__ void wait_for_turn(int warpgroup) { named_barrier_sync(1 + warpgroup, 256); }
+__device__ __forceinline__ void pass_turn(int warpgroup) { named_barrier_arrive(2 - warpgroup, 256); }
+
+__device__ __forceinline__ void multiply_keys(float (&scores)[score_count], u32 query, u32 key) {
+  const u64 a = describe_rows(query), b = describe_rows(key);
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < Config::head_dim / 16; ++step) {
+    const u32 block = step / 4, inside = 2 * (step % 4);
+    Scores::rows_by_rows(scores, a + block * (forward_rows * block_row_bytes >> 4) + inside,
+                         b + block * (Config::tile * block_row_bytes >> 4) + inside, step != 0);
+  }
+  wgmma_commit();
+}
+
+__device__ __forceinline__ void multiply_values(float (&out)[out_count], const u32 (&p)[score_count / 2],
+                                                u32 value, bool fresh) {
+  const u64 b = describe_columns(value, Config::tile * block_row_bytes);
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < Config::tile / 16; ++step)
+    Outputs::registers_by_columns(out, p + 4 * step, b + step * 128, step != 0 || !fresh);
+  wgmma_commit();
+}
+
+// Score and mask programs, and the sequence's end.
+__device__ __forceinline__ void apply_programs(float (&scores)[score_count], const ForwardParams& params,
+                                               const Item& item, const ThreadRows& rows, Step step) {
+  const bool is_partial = (step.flags & Step::partial) != 0;
+  if (!Config::scored && !is_partial) return;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = rows.of(r);
+    const int q = item.q_position + row / Config::group;
+    const int h = params.first_query_head + item.kv_head * Config::group + row % Config::group;
+#pragma unroll
+    for (int i = 0; i < score_count / 4; ++i)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int k = step.tile * Config::tile + 8 * i + 2 * rows.quad_lane + e;
+        float& score = scores[4 * i + 2 * r + e];
+        if constexpr (Config::scored)
+          score = program_score(params.tables, __fmul_rn(score, params.scale), item.sequence, h, q, k);
+        if (is_partial) {
+          bool visible = k < item.kv_len;
+          if constexpr (Config::masked)
+            visible = visible && program_visible(params.tables, item.sequence, h, q, k);
+          if (!visible) score = -infinity;
+        }
+      }
+  }
+}
+
+// The largest score of each of a thread's rows.
+__device__ __forceinline__ void find_maxima(const float (&scores)[score_count], float (&largest)[2]) {
+  constexpr int chains = 4;  // side by side: one would wait for itself at every step
+  float chain[2][chains];
+#pragma unroll
+  for (int i = 0; i < score_count / 4; ++i)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float x = fmaxf(scores[4 * i + 2 * r], scores[4 * i + 2 * r + 1]);
+      chain[r][i % chains] = i < chains ? x : fmaxf(chain[r][i % chains], x);
+    }
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    largest[r] = fmaxf(fmaxf(chain[r][0], chain[r][1]), fmaxf(chain[r][2], chain[r][3]));
+#pragma unroll
+  for (int lanes = 1; lanes <= 2; lanes *= 2)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) largest[r] = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], lanes));
+}
+
+// The state of a thread's two rows.
+struct Softmax {
+  float maximum[2], sum[2];  // the sum over this thread's columns
+
+  __device__ __forceinline__ void reset() {
+    maximum[0] = maximum[1] = -infinity;
+    sum[0] = sum[1] = 0.f;
+  }
+  // Takes a tile in: scores become probabilities. `rescale` is what the output is to be multiplied by.
+  __device__ __forceinline__ void take(float (&scores)[score_count], const float (&largest)[2], float factor,
+                                       float (&rescale)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float before = maximum[r];
+      maximum[r] = fmaxf(before, largest[r]);
+      rescale[r] = rescale_factor(before, maximum[r], factor);
+    }
+    float even[2], odd[2];
+    const float exponent[2] = {negative_exponent(maximum[0], factor), negative_exponent(maximum[1], factor)};
+#pragma unroll
+    for (int i = 0; i < score_count / 4; ++i)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float &x = scores[4 * i + 2 * r], &y = scores[4 * i + 2 * r + 1];
+        x = probability(x, factor, exponent[r]);
+        y = probability(y, factor, exponent[r]);
+        even[r] = i == 0 ? x : __fadd_rn(even[r], x);
+        odd[r] = i == 0 ? y : __fadd_rn(odd[r], y);
+      }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sum[r] = __fmaf_rn(sum[r], rescale[r], __fadd_rn(even[r], odd[r]));
+  }
+  // The sums of whole rows.
+  __device__ __forceinline__ void add_quad() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] = __fadd_rn(sum[r], __shfl_xor_sync(~0u, sum[r], 1));
+      sum[r] = __fadd_rn(sum[r], __shfl_xor_sync(~0u, sum[r], 2));
+    }
+  }
+};
+
+__device__ __forceinline__ void pack(u32 (&p)[score_count / 2], const float (&scores)[score_count]) {
+#pragma unroll
+  for (int i = 0; i < score_count / 2; ++i)
+    p[i] = Config::bfloat16 ? pack_bfloat16(scores[2 * i], scores[2 * i + 1])
+                            : pack_float16(scores[2 * i], scores[2 * i + 1]);
+}
+
+__device__ __forceinline__ void multiply(float (&out)[out_count], const float (&by)[2]) {
+#pragma unroll
+  for (int i = 0; i < out_count; ++i) out[i] = __fmul_rn(out[i], by[i / 2 % 2]);
+}
+
+// States of whole rows that are not needed for a while wait in shared memory: registers are scarce. A warp keeps
+// those of its own rows.
+__device__ __forceinline__ void keep(RowState (&kept)[forward_rows], const ThreadRows& rows, const Softmax& state) {
+  if (rows.quad_lane == 0)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) kept[rows.of(r)] = {state.maximum[r], state.sum[r]};
+  __syncwarp();
+}
+__device__ __forceinline__ Softmax kept(const RowState (&kept)[forward_rows], const ThreadRows& rows) {
+  const RowState a = kept[rows.of(0)], b = kept[rows.of(1)];
+  return {{a.maximum, b.maximum}, {a.sum, b.sum}};
+}
+
+// total = merge(total, chunk) for the states of rows; outputs follow by the weights.
+__device__ __forceinline__ void merge_states(Softmax& total, const Softmax& chunk, float factor,
+                                             MergeWeights (&weights)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    weights[r] = merge_weights(total.maximum[r], chunk.maximum[r], factor);
+    total.maximum[r] = weights[r].maximum;
+    total.sum[r] = merge(total.sum[r], chunk.sum[r], weights[r]);
+  }
+}
+
+// Divides, rounds and stores the 64 rows of a warpgroup, through shared memory so that rows leave whole. Every
+// warp has its own 16 rows there.
+__device__ __forceinline__ void store(const float (&out)[out_count], const Softmax& state,
+                                      const ForwardParams& params, const Item& item, const ThreadRows& rows,
+                                      unsigned char* buffer) {
+  float factor[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = rows.of(r), position = row / Config::group;
+    const int head = item.kv_head * Config::group + row % Config::group;
+    const bool real = row < Config::rows && position < item.positions;
+    const float sink = Config::sinks && real ? params.sinks[head] : -infinity;
+    const RowEnd end = row_end(state.maximum[r], state.sum[r], params.factor, sink);
+    factor[r] = end.factor;
+    if (params.lse != nullptr && rows.quad_lane == 0 && real)
+      params.lse[static_cast<long long>(item.q_row + position) * (params.kv_heads * Config::group) + head] =
+          end.lse;
+  }
+  const int lane = threadIdx.x % 32, first = rows.row - lane / 4;  // the warp's first row
+  const int store_row = first + lane % 16;
+#pragma unroll
+  for (int i = 0; i < out_count / 8; ++i) {  // 16 columns
+    u32 d[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float x = __fmul_rn(out[8 * i + 2 * j], factor[j % 2]);
+      const float y = __fmul_rn(out[8 * i + 2 * j + 1], factor[j % 2]);
+      d[j] = Config::bfloat16 ? pack_bfloat16(x, y) : pack_float16(x, y);
+    }
+    const int column = 16 * i + lane / 16 * 8;
+    const u32 place = column / 64 * (forward_rows * block_row_bytes) + store_row * block_row_bytes +
+                      (((column % 64) / 8) ^ (store_row % 8)) * 16;
+    store_matrices(shared_address(buffer) + place, d[0], d[1], d[2], d[3]);
+  }
+  __syncwarp();
+  constexpr int pieces = Config::value_dim / 8;  // of 16 bytes in a row
+  for (int i = lane; i < 16 * pieces; i += 32) {
+    const int row = first + i / pieces, piece = i % pieces, position = row / Config::group;
+    const int head = item.kv_head * Config::group + row % Config::group;
+    if (row >= Config::rows || position >= item.positions) continue;
+    const uint4 data = *reinterpret_cast<const uint4*>(buffer + piece / 8 * (forward_rows * block_row_bytes) +
+                                                       row * block_row_bytes + ((piece % 8) ^ (row % 8)) * 16);
+    *reinterpret_cast<uint4*>(static_cast<u16*>(params.out.data) +
+                              (item.q_row + position) * params.out.token_stride +
+                              head * params.out.head_stride + piece * 8) = data;
+  }
+}
+
+__device__ __forceinline__ Step read_step(const ForwardMemory& shared, int index) {
+  return {uniform(shared.step[index].flags), uniform(shared.step[index].tile)};
+}
+
+#ifdef LAB_TRACE
+__device__ unsigned lab_trace[2][64][8];
+#define LAB_MARK(i) do { if (speaks && blockIdx.x == 5 && lab_n < 64) { unsigned c; asm volatile("mov.u32 %0, %%clock;" : "=r"(c) :: "memory"); lab_trace[warpgroup][lab_n][i] = c; } } while (0)
+#define LAB_NEXT() ++lab_n
+#else
+#define LAB_MARK(i)
+#define LAB_NEXT()
+#endif
+// What ends with a step: nothing, a chunk, or the item.
+__device__ void consume(const ForwardParams& params, ForwardMemory& shared, int warpgroup) {
+  const ThreadRows rows(warpgroup);
+  const bool speaks = threadIdx.x % 128 == 0;  // for its warpgroup
+  const u32 own_rows = warpgroup * 64 * block_row_bytes;
+  ItemTurn item;
+  KeyTurn key;
+  ValueTurn value;
+  if (warpgroup == 1) pass_turn(1);
+
+  float out[out_count], scores[score_count], largest[2], rescale[2];
+  float total[Config::chunked ? out_count : 1];  // of the chunks that have ended
+  u32 p[score_count / 2];
+  Softmax state;
+  const auto start_item = [&] {
+    if constexpr (Config::chunked) {
+      Softmax none;
+      none.reset();
+      keep(shared.total, rows, none);
+#pragma unroll
+      for (float& x : total) x = 0.f;
+    }
+  };
+  const auto finish_item = [&](Softmax last) {
+    if constexpr (Config::chunked) {
+      MergeWeights weights[2];
+      Softmax all = kept(shared.total, rows);
+      merge_states(all, last, params.factor, weights);
+      last = all;
+#pragma unroll
+      for (int i = 0; i < out_count; ++i) out[i] = merge(total[i], out[i], weights[i / 2 % 2]);
+    }
+    store(out, last, params, shared.item[item.index], rows, shared.query[item.index]);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.item_free[item.index]);
+  };
+  state.reset();
+  start_item();
+
+#ifdef LAB_TRACE
+  int lab_n = 0;
+#endif
+  // The first tile of all has nothing to run beside.
+  mbarrier_wait(&shared.item_full[item.index], item.parity);
+  if (uniform(shared.item[item.index].sequence) < 0) return;
+  mbarrier_wait(&shared.key_full[key.index], key.parity);
+  Step step = read_step(shared, key.index);
+  multiply_keys(scores, shared_address(shared.query[item.index]) + own_rows, shared_address(shared.key[key.index]));
+  wgmma_wait<0>();
+  pin(scores);
+  if (speaks) mbarrier_arrive(&shared.key_free[key.index]);
+  key.next();
+  apply_programs(scores, params, shared.item[item.index], rows, step);
+  find_maxima(scores, largest);
+  state.take(scores, largest, params.factor, rescale);
+  pack(p, scores);
+
+  // `step` has its probabilities in p; `following`, of the same item or the next, gets them beside step's P V.
+  for (bool fresh = true;;) {
+    const bool item_ends = (step.flags & Step::last) != 0;
+    const bool chunk_ends = Config::chunked && (step.flags & Step::chunk_end) != 0;
+    ItemTurn of_following = item;
+    if (item_ends) {
+      of_following.next();
+      mbarrier_wait(&shared.item_full[of_following.index], of_following.parity);
+      if (uniform(shared.item[of_following.index].sequence) < 0) {
+        mbarrier_wait(&shared.value_safe[value.index], value.parity);
+        multiply_values(out, p, shared_address(shared.value[value.index]), fresh);
+        wgmma_wait<0>();
+        pin(out);
+        if (speaks) mbarrier_arrive(&shared.value_free[value.index]);
+        state.add_quad();
+        finish_item(state);
+        return;
+      }
+    }
+    mbarrier_wait(&shared.key_full[key.index], key.parity);
+    LAB_MARK(0);
+    wait_for_turn(warpgroup);
+    LAB_MARK(1);
+    multiply_keys(scores, shared_address(shared.query[of_following.index]) + own_rows,
+                  shared_address(shared.key[key.index]));
+    LAB_MARK(2);
+    mbarrier_wait(&shared.value_safe[value.index], value.parity);
+    multiply_values(out, p, shared_address(shared.value[value.index]), fresh);
+    LAB_MARK(3);
+    pass_turn(warpgroup);
+    const Step following = read_step(shared, key.index);
+    fresh = item_ends || chunk_ends;
+    if (fresh) {
+      state.add_quad();
+      keep(shared.ended, rows, state);
+      state.reset();
+    }
+    wgmma_wait<1>();
+    pin(scores);
+    LAB_MARK(4);
+    if (speaks) mbarrier_arrive(&shared.key_free[key.index]);
+    key.next();
+    apply_programs(scores, params, shared.item[of_following.index], rows, following);
+    find_maxima(scores, largest);
+    wgmma_wait<0>();  // hidden: P V has ended by now, or nearly
+    pin(out);
+    LAB_MARK(5);
+    if (speaks) mbarrier_arrive(&shared.value_free[value.index]);
+    value.next();
+    state.take(scores, largest, params.factor, rescale);
+    pack(p, scores);
+    // Beside the exponentials. A state that has just ended is as it is: times 1.
+    multiply(out, {fresh ? 1.f : rescale[0], fresh ? 1.f : rescale[1]});
+    if (item_ends) {
+      finish_item(kept(shared.ended, rows));
+      start_item();
+    } else if (chunk_ends) {
+      if constexpr (Config::chunked) {
+        MergeWeights weights[2];
+        Softmax all = kept(shared.total, rows);
+        merge_states(all, kept(shared.ended, rows), params.factor, weights);
+        keep(shared.total, rows, all);
+#pragma unroll
+        for (int i = 0; i < out_count; ++i) total[i] = merge(total[i], out[i], weights[i / 2 % 2]);
+      }
+    }
+    LAB_MARK(6);
+    item = of_following;
+    step = following;
+    LAB_NEXT();
+  }
+}
+
+}  // namespace chorale::kernels

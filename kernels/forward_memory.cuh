@@ -1,0 +1,98 @@
+// What the warpgroups of the forward kernel share, and the barriers by which they hand it over.
+#pragma once
+
+#include "config.cuh"
+#include "params.h"
+#include "ptx.cuh"
+#include "schedule.cuh"
+
+namespace chorale::kernels {
+
+constexpr int forward_threads = 384;
+constexpr int forward_rows = 128;  // of a row block, in two warpgroups
+constexpr int bring_registers = 24, consume_registers = 240;
+constexpr int scrub_threads = 32;
+
+// Tiles are blocks of 64 columns: 128 bytes a row, swizzled.
+constexpr int block_columns = 64, block_row_bytes = 128;
+constexpr int key_blocks = (Config::head_dim + 63) / 64, value_blocks = (Config::value_dim + 63) / 64;
+constexpr int key_tile_bytes = Config::tile * block_row_bytes * key_blocks;
+constexpr int value_tile_bytes = Config::tile * block_row_bytes * value_blocks;
+constexpr int query_bytes = forward_rows * block_row_bytes * key_blocks;
+constexpr int out_bytes = forward_rows * block_row_bytes * value_blocks;
+constexpr int query_buffer_bytes = query_bytes > out_bytes ? query_bytes : out_bytes;
+
+// A position in a ring of buffers: which one, and the parity of its barriers' phase.
+template <int size>
+struct Turn {
+  int index = 0;
+  u32 parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++index == size) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// A tile on its way to the consumers.
+struct Step {
+  static constexpr int partial = 1, last = 2, chunk_end = 4;
+  int flags;
+  int tile;
+};
+
+#ifndef LAB_Q
+#define LAB_Q 2
+#define LAB_K 3
+#define LAB_V 2
+#endif
+// The maximum and sum of a whole row.
+struct RowState {
+  float maximum, sum;
+};
+
+struct ForwardMemory {
+  static constexpr int items = LAB_Q, keys = LAB_K, values = LAB_V;  // sizes of rings
+
+  unsigned char query[items][query_buffer_bytes];  // also the output on its way out
+  unsigned char key[keys][key_tile_bytes];
+  unsigned char value[values][value_tile_bytes];
+
+  Item item[items];
+  Step step[keys];         // what key[i] is
+  int live_rows[values];   // of value[i]: those before the sequence's end; -1: no more values
+
+  RowState ended[forward_rows];  // of the chunk or item that has just ended
+  RowState total[forward_rows];  // of the chunks before it
+
+  // full: its bytes have arrived. free: its readers are done.
+  u64 item_known[items], item_full[items], item_free[items];  // known: its queries are still to come
+  u64 keys_brought;  // of an item: it is time for the next
+  u64 key_full[keys], key_free[keys];
+  u64 value_full[values], value_safe[values], value_free[values];  // safe: scrubbed
+
+  __device__ void initialise() {
+    for (int i = 0; i < items; ++i) {
+      mbarrier_init(&item_known[i], 1);
+      mbarrier_init(&item_full[i], 1);
+      mbarrier_init(&item_free[i], 10);  // the consumers' warps, and the two that bring keys and values
+    }
+    mbarrier_init(&keys_brought, 1);
+    for (int i = 0; i < keys; ++i) {
+      mbarrier_init(&key_full[i], 1);
+      mbarrier_init(&key_free[i], 2);
+    }
+    for (int i = 0; i < values; ++i) {
+      mbarrier_init(&value_full[i], 1);
+      mbarrier_init(&value_safe[i], scrub_threads);
+      mbarrier_init(&value_free[i], 2);
+    }
+    mbarrier_init_fence();
+  }
+};
+using ItemTurn = Turn<ForwardMemory::items>;
+using KeyTurn = Turn<ForwardMemory::keys>;
+using ValueTurn = Turn<ForwardMemory::values>;
+
+}  // namespace chorale::kernels

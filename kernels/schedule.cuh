@@ -1,0 +1,93 @@
+// Who does what: row blocks are taken one after another, longest first, by whichever block of threads is free.
+// Nothing here changes a bit of the result.
+#pragma once
+
+#include "config.cuh"
+#include "params.h"
+#include "program.cuh"
+#include "ptx.cuh"
+
+namespace chorale::kernels {
+
+// One row block under one KV head.
+struct Item {
+  int sequence;    // -1: no more items
+  int kv_head;
+  int q_row;       // its first row of q, out and lse
+  int positions;   // query positions in use, at most Config::positions
+  int q_position;  // logical position of the first
+  int kv_first;    // packed keys: row of the sequence's first key
+  int kv_len;
+
+  __device__ RowRange rows(int first_query_head) const {
+    const int head = first_query_head + kv_head * Config::group;
+    return {sequence, head, head + Config::group - 1, q_position, q_position + positions - 1, kv_len};
+  }
+};
+
+// Item `index` of the launch. Heads that run side by side share the L2 cache with few others.
+__device__ __forceinline__ Item find_item(const ForwardParams& params, int index) {
+  const PlanView& plan = params.plan;
+  const int blocks = plan.counts->row_blocks;
+  if (index >= blocks * params.kv_heads) return {-1, 0, 0, 0, 0, 0, 0};
+  const int section = index / (blocks * params.heads_together);
+  const int first_head = section * params.heads_together;
+  const int heads = min(params.heads_together, params.kv_heads - first_head);
+  const int rest = index - first_head * blocks;
+  const RowBlock block = plan.row_blocks[rest / heads];
+  const Sequence sequence = plan.sequences[block.sequence];
+  return {block.sequence,
+          first_head + rest % heads,
+          sequence.q_first + block.first,
+          min(Config::positions, sequence.q_len - block.first),
+          sequence.kv_len - sequence.q_len + block.first,
+          sequence.kv_first,
+          sequence.kv_len};
+}
+
+// The last block of threads to finish leaves the counters as it found them.
+__device__ __forceinline__ void leave(const PlanView& plan) {
+  __threadfence();
+  if (atomicAdd(plan.next_item + 1, 1) == static_cast<int>(gridDim.x) - 1) {
+    plan.next_item[0] = 0;
+    plan.next_item[1] = 0;
+  }
+}
+
+// The tiles that a row block sees, in ascending order, found by a whole warp: 32 are classified at once.
+class VisibleTiles {
+ public:
+  __device__ VisibleTiles(const ForwardParams& params, const RowRange& rows)
+      : params_(params), rows_(rows), tiles_((rows.kv_len + Config::tile - 1) / Config::tile) {
+    advance();
+  }
+  __device__ bool done() const { return seen_ == 0; }
+  __device__ int tile() const { return first_ + __ffs(seen_) - 1; }
+  __device__ bool is_partial() const { return (whole_ & seen_ & -seen_) == 0; }
+  __device__ void next() {
+    seen_ &= seen_ - 1;
+    if (seen_ == 0) {
+      first_ += 32;
+      advance();
+    }
+  }
+
+ private:
+  __device__ void advance() {
+    for (; first_ < tiles_; first_ += 32) {
+      const int tile = first_ + static_cast<int>(threadIdx.x % 32);
+      const int coverage = tile < tiles_ ? tile_coverage(params_, rows_, tile) : static_cast<int>(empty);
+      seen_ = __ballot_sync(~0u, coverage != empty);
+      whole_ = __ballot_sync(~0u, coverage == full);
+      if (seen_ != 0) return;
+    }
+  }
+
+  const ForwardParams& params_;
+  RowRange rows_;
+  int tiles_;
+  int first_ = 0;
+  u32 seen_ = 0, whole_ = 0;
+};
+
+}  // namespace chorale::kernels
