@@ -13,7 +13,7 @@
 // The order of arithmetic is docs/numerics.md's; its operations are softmax.cuh's.
 #include "config.cuh"
 #include "params.h"
-#include "program.cuh"
+#include "visibility.cuh"
 #include "ptx.cuh"
 #include "softmax.cuh"
 #include "wgmma.cuh"
@@ -21,6 +21,9 @@
 #include "forward_memory.cuh"
 #include "forward_bring.cuh"
 #include "forward_consume.cuh"
+
+extern "C" __device__ const int chorale_forward_smem = sizeof(chorale::kernels::ForwardMemory);
+extern "C" __device__ const int chorale_forward_threads = chorale::kernels::forward_threads;
 
 extern "C" __global__ void __launch_bounds__(chorale::kernels::forward_threads, 1)
     chorale_forward(const __grid_constant__ chorale::kernels::ForwardParams params) {

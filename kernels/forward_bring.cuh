@@ -18,7 +18,7 @@ __device__ __forceinline__ BoxPlace find_box(const PlanView& plan, const Item& i
   const int position = tile * Config::tile + box * box_slots;
   if (position >= item.kv_len) return {-1, 0};
   if constexpr (!Config::paged) return {0, item.kv_first + position};
-  const int* table = plan.block_table + static_cast<long long>(item.sequence) * plan.block_table_stride;
+  const int* table = plan.block_table + static_cast<long long>(item.sequence) * plan.counts->block_table_stride;
   constexpr int size = Config::paged ? Config::page_size : 1;
   return {table[position / size], position % size};
 }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "forward_memory.cuh"
-#include "program.cuh"
+#include "visibility.cuh"
 #include "softmax.cuh"
 #include "wgmma.cuh"
 
@@ -66,11 +66,11 @@ __device__ __forceinline__ void apply_programs(float (&scores)[score_count], con
         const int k = step.tile * Config::tile + 8 * i + 2 * rows.quad_lane + e;
         float& score = scores[4 * i + 2 * r + e];
         if constexpr (Config::scored)
-          score = program_score(params.tables, __fmul_rn(score, params.scale), item.sequence, h, q, k);
+          score = program_score(params.plan.tables, __fmul_rn(score, params.scale), item.sequence, h, q, k);
         if (is_partial) {
           bool visible = k < item.kv_len;
           if constexpr (Config::masked)
-            visible = visible && program_visible(params.tables, item.sequence, h, q, k);
+            visible = visible && program_visible(params.plan.tables, item.sequence, h, q, k);
           if (!visible) score = -infinity;
         }
       }
@@ -154,6 +154,7 @@ __device__ __forceinline__ void multiply(float (&out)[out_count], const float (&
 // States of whole rows that are not needed for a while wait in shared memory: registers are scarce. A warp keeps
 // those of its own rows.
 __device__ __forceinline__ void keep(RowState (&kept)[forward_rows], const ThreadRows& rows, const Softmax& state) {
+  __syncwarp();  // all have read what was there
   if (rows.quad_lane == 0)
 #pragma unroll
     for (int r = 0; r < 2; ++r) kept[rows.of(r)] = {state.maximum[r], state.sum[r]};
@@ -223,22 +224,14 @@ __device__ __forceinline__ void store(const float (&out)[out_count], const Softm
   }
 }
 
+// Before the step's keys are released, and with them this.
 __device__ __forceinline__ Step read_step(const ForwardMemory& shared, int index) {
   return {uniform(shared.step[index].flags), uniform(shared.step[index].tile)};
 }
 
-#ifdef LAB_TRACE
-__device__ unsigned lab_trace[2][64][8];
-#define LAB_MARK(i) do { if (speaks && blockIdx.x == 5 && lab_n < 64) { unsigned c; asm volatile("mov.u32 %0, %%clock;" : "=r"(c) :: "memory"); lab_trace[warpgroup][lab_n][i] = c; } } while (0)
-#define LAB_NEXT() ++lab_n
-#else
-#define LAB_MARK(i)
-#define LAB_NEXT()
-#endif
-// What ends with a step: nothing, a chunk, or the item.
 __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int warpgroup) {
   const ThreadRows rows(warpgroup);
-  const bool speaks = threadIdx.x % 128 == 0;  // for its warpgroup
+  const bool speaks = threadIdx.x % 32 == 0;  // for its warp
   const u32 own_rows = warpgroup * 64 * block_row_bytes;
   ItemTurn item;
   KeyTurn key;
@@ -268,15 +261,13 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       for (int i = 0; i < out_count; ++i) out[i] = merge(total[i], out[i], weights[i / 2 % 2]);
     }
     store(out, last, params, shared.item[item.index], rows, shared.query[item.index]);
+    fence_proxy_async();  // the copy engine writes there next
     __syncwarp();
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.item_free[item.index]);
+    if (speaks) mbarrier_arrive(&shared.item_free[item.index]);
   };
   state.reset();
   start_item();
 
-#ifdef LAB_TRACE
-  int lab_n = 0;
-#endif
   // The first tile of all has nothing to run beside.
   mbarrier_wait(&shared.item_full[item.index], item.parity);
   if (uniform(shared.item[item.index].sequence) < 0) return;
@@ -312,15 +303,11 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       }
     }
     mbarrier_wait(&shared.key_full[key.index], key.parity);
-    LAB_MARK(0);
     wait_for_turn(warpgroup);
-    LAB_MARK(1);
     multiply_keys(scores, shared_address(shared.query[of_following.index]) + own_rows,
                   shared_address(shared.key[key.index]));
-    LAB_MARK(2);
     mbarrier_wait(&shared.value_safe[value.index], value.parity);
     multiply_values(out, p, shared_address(shared.value[value.index]), fresh);
-    LAB_MARK(3);
     pass_turn(warpgroup);
     const Step following = read_step(shared, key.index);
     fresh = item_ends || chunk_ends;
@@ -331,14 +318,12 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     }
     wgmma_wait<1>();
     pin(scores);
-    LAB_MARK(4);
     if (speaks) mbarrier_arrive(&shared.key_free[key.index]);
     key.next();
     apply_programs(scores, params, shared.item[of_following.index], rows, following);
     find_maxima(scores, largest);
     wgmma_wait<0>();  // hidden: P V has ended by now, or nearly
     pin(out);
-    LAB_MARK(5);
     if (speaks) mbarrier_arrive(&shared.value_free[value.index]);
     value.next();
     state.take(scores, largest, params.factor, rescale);
@@ -358,10 +343,8 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
         for (int i = 0; i < out_count; ++i) total[i] = merge(total[i], out[i], weights[i / 2 % 2]);
       }
     }
-    LAB_MARK(6);
     item = of_following;
     step = following;
-    LAB_NEXT();
   }
 }
 

@@ -11,7 +11,7 @@ namespace chorale::kernels {
 constexpr int forward_threads = 384;
 constexpr int forward_rows = 128;  // of a row block, in two warpgroups
 constexpr int bring_registers = 24, consume_registers = 240;
-constexpr int scrub_threads = 32;
+constexpr int scrub_threads = 32, consumer_warps = 8;
 
 // Tiles are blocks of 64 columns: 128 bytes a row, swizzled.
 constexpr int block_columns = 64, block_row_bytes = 128;
@@ -42,18 +42,13 @@ struct Step {
   int tile;
 };
 
-#ifndef LAB_Q
-#define LAB_Q 2
-#define LAB_K 3
-#define LAB_V 2
-#endif
 // The maximum and sum of a whole row.
 struct RowState {
   float maximum, sum;
 };
 
 struct ForwardMemory {
-  static constexpr int items = LAB_Q, keys = LAB_K, values = LAB_V;  // sizes of rings
+  static constexpr int items = 2, keys = 3, values = 2;  // sizes of rings
 
   unsigned char query[items][query_buffer_bytes];  // also the output on its way out
   unsigned char key[keys][key_tile_bytes];
@@ -76,17 +71,17 @@ struct ForwardMemory {
     for (int i = 0; i < items; ++i) {
       mbarrier_init(&item_known[i], 1);
       mbarrier_init(&item_full[i], 1);
-      mbarrier_init(&item_free[i], 10);  // the consumers' warps, and the two that bring keys and values
+      mbarrier_init(&item_free[i], consumer_warps + 2);  // and those that bring keys and values
     }
     mbarrier_init(&keys_brought, 1);
     for (int i = 0; i < keys; ++i) {
       mbarrier_init(&key_full[i], 1);
-      mbarrier_init(&key_free[i], 2);
+      mbarrier_init(&key_free[i], consumer_warps);
     }
     for (int i = 0; i < values; ++i) {
       mbarrier_init(&value_full[i], 1);
       mbarrier_init(&value_safe[i], scrub_threads);
-      mbarrier_init(&value_free[i], 2);
+      mbarrier_init(&value_free[i], consumer_warps);
     }
     mbarrier_init_fence();
   }

@@ -4,7 +4,7 @@
 
 #include "config.cuh"
 #include "params.h"
-#include "program.cuh"
+#include "visibility.cuh"
 #include "ptx.cuh"
 
 namespace chorale::kernels {

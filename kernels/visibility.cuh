@@ -1,12 +1,10 @@
-// The mask and score programs, emitted by the host before the sources (src/mask/emit_cuda.h):
-//     bool program_visible(const TableView*, b, h, q, k)
-//     float program_score(const TableView*, score, b, h, q, k)
-//     int program_coverage(const TableView*, b, h first and last, q first and last, k first and last)
-// and what kernels ask of them.
+// What the mask program says of a tile of keys. The program itself, program.cuh, is written by the host
+// (src/mask/emit_cuda.h); params.h has its functions.
 #pragma once
 
 #include "config.cuh"
 #include "params.h"
+#include "program.cuh"
 
 namespace chorale::kernels {
 
@@ -22,7 +20,7 @@ __device__ __forceinline__ int tile_coverage(const ForwardParams& params, const 
   int coverage = k_end <= rows.kv_len ? full : partial;
   if constexpr (Config::masked) {
     const int k_last = min(k_end, rows.kv_len) - 1;
-    const int seen = program_coverage(params.tables, rows.sequence, rows.head_first, rows.head_last,
+    const int seen = program_coverage(params.plan.tables, rows.sequence, rows.head_first, rows.head_last,
                                       rows.q_first, rows.q_last, k_first, k_last);
     coverage = min(coverage, seen);
   }
