@@ -1,9 +1,9 @@
 // Attention forward for training and prefill, over packed or paged keys.
 //
-// A block of three warpgroups works through row blocks until none is left. One warpgroup brings: its first warp
-// finds the tiles that a row block sees and has the copy engine fetch them, the others make values safe to
-// multiply (scrub.cuh). Two warpgroups consume, 64 rows each, and take turns at the tensor cores, so that one's
-// softmax runs beside the other's products:
+// A block of three warpgroups works through row blocks until none is left. One warpgroup brings: its first
+// warp finds the tiles that a row block sees and has the copy engine fetch them, the others make values safe
+// to multiply (scrub.cuh). Two warpgroups consume, 64 rows each, and take turns at the tensor cores, so that
+// one's softmax runs beside the other's products:
 //
 //     for each tile:   S' = Q K'    (asynchronous)
 //                      O += P V     (asynchronous, of the tile before)
@@ -12,15 +12,15 @@
 //
 // The order of arithmetic is docs/numerics.md's; its operations are softmax.cuh's.
 #include "config.cuh"
-#include "params.h"
-#include "visibility.cuh"
-#include "ptx.cuh"
-#include "softmax.cuh"
-#include "wgmma.cuh"
-#include "schedule.cuh"
-#include "forward_memory.cuh"
 #include "forward_bring.cuh"
 #include "forward_consume.cuh"
+#include "forward_memory.cuh"
+#include "params.h"
+#include "ptx.cuh"
+#include "schedule.cuh"
+#include "softmax.cuh"
+#include "visibility.cuh"
+#include "wgmma.cuh"
 
 extern "C" __device__ const int chorale_forward_smem = sizeof(chorale::kernels::ForwardMemory);
 extern "C" __device__ const int chorale_forward_threads = chorale::kernels::forward_threads;
@@ -38,10 +38,17 @@ extern "C" __global__ void __launch_bounds__(chorale::kernels::forward_threads, 
     give_registers<bring_registers>();
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     switch (warp) {
-      case 0: take_items(params, shared); break;
-      case 1: bring_keys(params, shared); break;
-      case 2: bring_values(params, shared); break;
-      default: scrub(params, shared);
+      case 0:
+        take_items(params, shared);
+        break;
+      case 1:
+        bring_keys(params, shared);
+        break;
+      case 2:
+        bring_values(params, shared);
+        break;
+      default:
+        scrub(params, shared);
     }
   } else {
     take_registers<consume_registers>();

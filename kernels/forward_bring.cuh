@@ -5,9 +5,10 @@
 
 namespace chorale::kernels {
 
-// The only question of the loader: where do the keys of tile `tile` lie? Boxes of consecutive slots: packed keys
-// have one a tile, pages of fewer slots than a tile one a page.
-constexpr int box_slots = Config::paged && Config::page_size < Config::tile ? Config::page_size : Config::tile;
+// The only question of the loader: where do the keys of tile `tile` lie? Boxes of consecutive slots: packed
+// keys have one a tile, pages of fewer slots than a tile one a page.
+constexpr int box_slots =
+    Config::paged && Config::page_size < Config::tile ? Config::page_size : Config::tile;
 constexpr int boxes = Config::tile / box_slots;
 
 // Box `box` of a tile: page and first slot. `page` is -1 past the sequence's end.
@@ -18,7 +19,8 @@ __device__ __forceinline__ BoxPlace find_box(const PlanView& plan, const Item& i
   const int position = tile * Config::tile + box * box_slots;
   if (position >= item.kv_len) return {-1, 0};
   if constexpr (!Config::paged) return {0, item.kv_first + position};
-  const int* table = plan.block_table + static_cast<long long>(item.sequence) * plan.counts->block_table_stride;
+  const int* table =
+      plan.block_table + static_cast<long long>(item.sequence) * plan.counts->block_table_stride;
   constexpr int size = Config::paged ? Config::page_size : 1;
   return {table[position / size], position % size};
 }
@@ -29,8 +31,7 @@ __device__ __forceinline__ void bring_tile(const PlanView& plan, const Item& ite
                                            const TensorMap& map, unsigned char* to, u64* full) {
   const int lane = threadIdx.x % 32;
   const int live = min(boxes, (item.kv_len - tile * Config::tile + box_slots - 1) / box_slots);
-  if (lane == 0)
-    mbarrier_arrive_expect_bytes(full, live * box_slots * block_row_bytes * column_blocks);
+  if (lane == 0) mbarrier_arrive_expect_bytes(full, live * box_slots * block_row_bytes * column_blocks);
   __syncwarp();
   for (int i = lane; i < live * column_blocks; i += 32) {
     const int box = i / column_blocks, column = i % column_blocks;
@@ -40,8 +41,8 @@ __device__ __forceinline__ void bring_tile(const PlanView& plan, const Item& ite
   }
 }
 
-// One warp takes items and brings their queries, early enough to hide how long that takes, late enough for the last
-// items to go to whoever is done first.
+// One warp takes items and brings their queries, early enough to hide how long that takes, late enough for
+// the last items to go to whoever is done first.
 __device__ void take_items(const ForwardParams& params, ForwardMemory& shared) {
   if (threadIdx.x % 32 != 0) return;
   prefetch_tensor_map(&params.q);
@@ -68,7 +69,8 @@ __device__ void take_items(const ForwardParams& params, ForwardMemory& shared) {
 // Every tile that an item sees, with the flags of its step. An item that sees none still has one step, whose
 // scores are all hidden.
 template <class Function>
-__device__ __forceinline__ void for_each_step(const ForwardParams& params, const Item& item, Function function) {
+__device__ __forceinline__ void for_each_step(const ForwardParams& params, const Item& item,
+                                              Function function) {
   VisibleTiles tiles(params, item.rows(params.first_query_head));
   for (bool more = true; more;) {
     const int tile = tiles.done() ? 0 : tiles.tile();
@@ -95,8 +97,8 @@ __device__ __forceinline__ void for_each_item(ForwardMemory& shared, Function fu
   }
 }
 
-// One warp brings the tiles of keys, another those of values: values are needed a step later, and neither waits
-// for room for the other.
+// One warp brings the tiles of keys, another those of values: values are needed a step later, and neither
+// waits for room for the other.
 __device__ void bring_keys(const ForwardParams& params, ForwardMemory& shared) {
   const bool speaks = threadIdx.x % 32 == 0;
   if (speaks) prefetch_tensor_map(&params.k);
@@ -132,8 +134,8 @@ __device__ void bring_values(const ForwardParams& params, ForwardMemory& shared)
   }
 }
 
-// The last warp. 0 times NaN is NaN, so values that no row sees must not be NaN where they are multiplied with
-// p = 0: rows past the sequence's end become zero.
+// The last warp. 0 times NaN is NaN, so values that no row sees must not be NaN where they are multiplied
+// with p = 0: rows past the sequence's end become zero.
 __device__ void scrub(const ForwardParams& params, ForwardMemory& shared) {
   const int thread = static_cast<int>(threadIdx.x) % scrub_threads;
   for (ValueTurn turn;; turn.next()) {

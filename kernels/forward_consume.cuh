@@ -2,14 +2,14 @@
 #pragma once
 
 #include "forward_memory.cuh"
-#include "visibility.cuh"
 #include "softmax.cuh"
+#include "visibility.cuh"
 #include "wgmma.cuh"
 
 namespace chorale::kernels {
 
-constexpr int score_count = Config::tile / 2;      // scores of a thread: two rows
-constexpr int out_count = Config::value_dim / 2;   // outputs of a thread
+constexpr int score_count = Config::tile / 2;     // scores of a thread: two rows
+constexpr int out_count = Config::value_dim / 2;  // outputs of a thread
 using Scores = Wgmma<Config::tile, Config::bfloat16>;
 using Outputs = Wgmma<Config::value_dim, Config::bfloat16>;
 
@@ -18,7 +18,8 @@ struct ThreadRows {
   int warpgroup, row, quad_lane;
   __device__ explicit ThreadRows(int warpgroup)
       : warpgroup(warpgroup),
-        row(warpgroup * 64 + static_cast<int>(threadIdx.x % 128) / 32 * 16 + static_cast<int>(threadIdx.x % 32) / 4),
+        row(warpgroup * 64 + static_cast<int>(threadIdx.x % 128) / 32 * 16 +
+            static_cast<int>(threadIdx.x % 32) / 4),
         quad_lane(threadIdx.x % 4) {}
   __device__ int of(int i) const { return row + 8 * i; }
 };
@@ -151,9 +152,10 @@ __device__ __forceinline__ void multiply(float (&out)[out_count], const float (&
   for (int i = 0; i < out_count; ++i) out[i] = __fmul_rn(out[i], by[i / 2 % 2]);
 }
 
-// States of whole rows that are not needed for a while wait in shared memory: registers are scarce. A warp keeps
-// those of its own rows.
-__device__ __forceinline__ void keep(RowState (&kept)[forward_rows], const ThreadRows& rows, const Softmax& state) {
+// States of whole rows that are not needed for a while wait in shared memory: registers are scarce. A warp
+// keeps those of its own rows.
+__device__ __forceinline__ void keep(RowState (&kept)[forward_rows], const ThreadRows& rows,
+                                     const Softmax& state) {
   __syncwarp();  // all have read what was there
   if (rows.quad_lane == 0)
 #pragma unroll
@@ -176,8 +178,8 @@ __device__ __forceinline__ void merge_states(Softmax& total, const Softmax& chun
   }
 }
 
-// Divides, rounds and stores the 64 rows of a warpgroup, through shared memory so that rows leave whole. Every
-// warp has its own 16 rows there.
+// Divides, rounds and stores the 64 rows of a warpgroup, through shared memory so that rows leave whole.
+// Every warp has its own 16 rows there.
 __device__ __forceinline__ void store(const float (&out)[out_count], const Softmax& state,
                                       const ForwardParams& params, const Item& item, const ThreadRows& rows,
                                       unsigned char* buffer) {
@@ -216,8 +218,9 @@ __device__ __forceinline__ void store(const float (&out)[out_count], const Softm
     const int row = first + i / pieces, piece = i % pieces, position = row / Config::group;
     const int head = item.kv_head * Config::group + row % Config::group;
     if (row >= Config::rows || position >= item.positions) continue;
-    const uint4 data = *reinterpret_cast<const uint4*>(buffer + piece / 8 * (forward_rows * block_row_bytes) +
-                                                       row * block_row_bytes + ((piece % 8) ^ (row % 8)) * 16);
+    const uint4 data =
+        *reinterpret_cast<const uint4*>(buffer + piece / 8 * (forward_rows * block_row_bytes) +
+                                        row * block_row_bytes + ((piece % 8) ^ (row % 8)) * 16);
     *reinterpret_cast<uint4*>(static_cast<u16*>(params.out.data) +
                               (item.q_row + position) * params.out.token_stride +
                               head * params.out.head_stride + piece * 8) = data;
@@ -273,7 +276,8 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   if (uniform(shared.item[item.index].sequence) < 0) return;
   mbarrier_wait(&shared.key_full[key.index], key.parity);
   Step step = read_step(shared, key.index);
-  multiply_keys(scores, shared_address(shared.query[item.index]) + own_rows, shared_address(shared.key[key.index]));
+  multiply_keys(scores, shared_address(shared.query[item.index]) + own_rows,
+                shared_address(shared.key[key.index]));
   wgmma_wait<0>();
   pin(scores);
   if (speaks) mbarrier_arrive(&shared.key_free[key.index]);
@@ -283,7 +287,8 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   state.take(scores, largest, params.factor, rescale);
   pack(p, scores);
 
-  // `step` has its probabilities in p; `following`, of the same item or the next, gets them beside step's P V.
+  // `step` has its probabilities in p; `following`, of the same item or the next, gets them beside step's P
+  // V.
   for (bool fresh = true;;) {
     const bool item_ends = (step.flags & Step::last) != 0;
     const bool chunk_ends = Config::chunked && (step.flags & Step::chunk_end) != 0;

@@ -55,15 +55,15 @@ struct ForwardMemory {
   unsigned char value[values][value_tile_bytes];
 
   Item item[items];
-  Step step[keys];         // what key[i] is
-  int live_rows[values];   // of value[i]: those before the sequence's end; -1: no more values
+  Step step[keys];        // what key[i] is
+  int live_rows[values];  // of value[i]: those before the sequence's end; -1: no more values
 
   RowState ended[forward_rows];  // of the chunk or item that has just ended
   RowState total[forward_rows];  // of the chunks before it
 
   // full: its bytes have arrived. free: its readers are done.
   u64 item_known[items], item_full[items], item_free[items];  // known: its queries are still to come
-  u64 keys_brought;  // of an item: it is time for the next
+  u64 keys_brought;                                           // of an item: it is time for the next
   u64 key_full[keys], key_free[keys];
   u64 value_full[values], value_safe[values], value_free[values];  // safe: scrubbed
 

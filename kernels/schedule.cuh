@@ -1,17 +1,17 @@
-// Who does what: row blocks are taken one after another, longest first, by whichever block of threads is free.
-// Nothing here changes a bit of the result.
+// Who does what: row blocks are taken one after another, longest first, by whichever block of threads is
+// free. Nothing here changes a bit of the result.
 #pragma once
 
 #include "config.cuh"
 #include "params.h"
-#include "visibility.cuh"
 #include "ptx.cuh"
+#include "visibility.cuh"
 
 namespace chorale::kernels {
 
 // One row block under one KV head.
 struct Item {
-  int sequence;    // -1: no more items
+  int sequence;  // -1: no more items
   int kv_head;
   int q_row;       // its first row of q, out and lse
   int positions;   // query positions in use, at most Config::positions
