@@ -55,8 +55,10 @@ inline Attention attention(const Model& model, const AttentionOptions& options =
       .value();
 }
 
-inline Generator make(const Model& model, const GeneratorConfig& config, const AttentionOptions& options = {}) {
-  const auto everywhere = LayerAttentions::uniform(attention(model, options), model.config().num_hidden_layers);
+inline Generator make(const Model& model, const GeneratorConfig& config,
+                      const AttentionOptions& options = {}) {
+  const auto everywhere =
+      LayerAttentions::uniform(attention(model, options), model.config().num_hidden_layers);
   return Generator::create(model, everywhere, config).value();
 }
 
@@ -67,9 +69,10 @@ inline std::string difference(const Completion& expected, const Completion& actu
   if (expected.tokens != actual.tokens) return request + ": other tokens";
   if (expected.reason != actual.reason) return request + ": another end";
   for (std::size_t i = 0; i < expected.log_probs.size(); ++i)
-    if (std::bit_cast<std::uint32_t>(expected.log_probs[i]) != std::bit_cast<std::uint32_t>(actual.log_probs[i]))
-      return request + ", token " + std::to_string(i) + ": " + std::to_string(expected.log_probs[i]) + " and " +
-             std::to_string(actual.log_probs[i]);
+    if (std::bit_cast<std::uint32_t>(expected.log_probs[i]) !=
+        std::bit_cast<std::uint32_t>(actual.log_probs[i]))
+      return request + ", token " + std::to_string(i) + ": " + std::to_string(expected.log_probs[i]) +
+             " and " + std::to_string(actual.log_probs[i]);
   return "";
 }
 

@@ -1,6 +1,6 @@
-// A long rollout: requests of random lengths arrive in groups with one prompt, in a pool that is too small for them, so
-// that sequences fork, wait, are preempted and come back. Each completion is compared to the bit with the same request
-// run alone, after each step the pages must add up, and memory may not grow.
+// A long rollout: requests of random lengths arrive in groups with one prompt, in a pool that is too small
+// for them, so that sequences fork, wait, are preempted and come back. Each completion is compared to the bit
+// with the same request run alone, after each step the pages must add up, and memory may not grow.
 #include <fmt/core.h>
 #include <unistd.h>
 
@@ -79,7 +79,8 @@ class Arrivals {
   void start_group() {
     left_ = 1 + below(8);
     prompt_.resize(below(2) == 0 ? static_cast<std::size_t>(below(std::ssize(prompt_) + 1)) : 0);
-    const std::int64_t length = std::max<std::int64_t>(std::ssize(prompt_), 1 + below(below(6) == 0 ? 100 : 40));
+    const std::int64_t length =
+        std::max<std::int64_t>(std::ssize(prompt_), 1 + below(below(6) == 0 ? 100 : 40));
     while (std::ssize(prompt_) < length) prompt_.push_back(static_cast<std::int32_t>(below(37)));
   }
   std::mt19937_64 random_;
@@ -100,7 +101,8 @@ std::string soak(const Setting& setting, std::int64_t count, std::uint64_t seed)
   std::int64_t submitted = 0, finished = 0, most_used = 0;
   double early = 0;
   while (finished < count) {
-    for (std::int64_t i = arrivals.below(3); i > 0 && submitted < count && std::ssize(waiting) < most_waiting; --i) {
+    for (std::int64_t i = arrivals.below(3); i > 0 && submitted < count && std::ssize(waiting) < most_waiting;
+         --i) {
       const Request request = arrivals.next();
       if (const Status status = generator.submit(request); !status.is_ok()) return status.message();
       waiting[request.id] = request;
@@ -118,7 +120,8 @@ std::string soak(const Setting& setting, std::int64_t count, std::uint64_t seed)
     }
     const KvCache& cache = generator.cache();
     if (cache.free_pages() + cache.used_pages() != pages)
-      return fmt::format("{} pages are free and {} used, of {}", cache.free_pages(), cache.used_pages(), pages);
+      return fmt::format("{} pages are free and {} used, of {}", cache.free_pages(), cache.used_pages(),
+                         pages);
     most_used = std::max(most_used, cache.used_pages());
   }
   const GeneratorStats stats = generator.stats();
@@ -128,7 +131,8 @@ std::string soak(const Setting& setting, std::int64_t count, std::uint64_t seed)
   std::fflush(stdout);
   if (generator.cache().used_pages() != 0)
     return fmt::format("{} pages are still used at the end", generator.cache().used_pages());
-  if (stats.preemptions == 0 || stats.shared_tokens == 0) return "nothing was preempted or shared: a test of nothing";
+  if (stats.preemptions == 0 || stats.shared_tokens == 0)
+    return "nothing was preempted or shared: a test of nothing";
   if (late - early > most_growth)
     return fmt::format("memory grew from {:.1f} to {:.1f} MiB: may grow by {}", early, late, most_growth);
   return "";
@@ -141,11 +145,13 @@ int main(int argc, char** argv) {
   CLI::App cli{"A long rollout under pressure, each request compared with itself alone", "soak"};
   std::int64_t requests = 2000;
   std::uint64_t seed = 1;
-  cli.add_option("--requests", requests, "for each setting")->check(CLI::Range(8, 100'000'000))->capture_default_str();
+  cli.add_option("--requests", requests, "for each setting")
+      ->check(CLI::Range(8, 100'000'000))
+      ->capture_default_str();
   cli.add_option("--seed", seed)->capture_default_str();
   CLI11_PARSE(cli, argc, argv);
-  fmt::print("{:<24} {:>8} {:>8} {:>9} {:>9} {:>12} {:>10} {:>8}\n", "cache, preemption", "requests", "tokens",
-             "preempted", "shared", "pages in use", "MiB", "growth");
+  fmt::print("{:<24} {:>8} {:>8} {:>9} {:>9} {:>12} {:>10} {:>8}\n", "cache, preemption", "requests",
+             "tokens", "preempted", "shared", "pages in use", "MiB", "growth");
   for (const chorale::Setting& setting : chorale::settings) {
     const std::string wrong = chorale::soak(setting, requests, seed);
     if (wrong.empty()) continue;
