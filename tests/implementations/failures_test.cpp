@@ -1,5 +1,5 @@
-// Ways in which attention libraries fail (docs/failures.md), as tests of every implementation: those classes that no
-// other test names.
+// Ways in which attention libraries fail (docs/failures.md), as tests of every implementation: those classes
+// that no other test names.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -65,7 +65,8 @@ TEST_P(Failures, Class01_UnusedSlotsAndPagesOfNobodyChangeNoBit) {
     for (const int page_size : {8, 32}) {
       const Case test = paged(dtype, page_size);
       const Data poisoned = run(test, Background::poison), clean = run(test, Background::zeros);
-      ASSERT_FALSE(all_finite(elements(poisoned.k)) || all_finite(elements(poisoned.v))) << "nothing was poisoned";
+      ASSERT_FALSE(all_finite(elements(poisoned.k)) || all_finite(elements(poisoned.v)))
+          << "nothing was poisoned";
       ASSERT_TRUE(all_finite(elements(clean.k)) && all_finite(elements(clean.v)));
       EXPECT_TRUE(all_finite(row(poisoned.out, 0)));
       expect_same_results(poisoned, clean);
@@ -78,7 +79,8 @@ TEST_P(Failures, Class02_WhatAMaskHidesHasNoEffect) {
     Case test = paged(dtype, 0);
     test.problem.mask = Mask::parse("causal and k % 5 != 2 and (q - k < 9 or k < 3)").value();
     const Data poisoned = run(test, Background::poison), clean = run(test, Background::zeros);
-    ASSERT_FALSE(all_finite(elements(poisoned.k)) || all_finite(elements(poisoned.v))) << "nothing was poisoned";
+    ASSERT_FALSE(all_finite(elements(poisoned.k)) || all_finite(elements(poisoned.v)))
+        << "nothing was poisoned";
     expect_same_results(poisoned, clean);
   }
 }
@@ -125,8 +127,10 @@ TEST_P(Failures, Class10_LengthsNextToEveryBoundaryInOneBatch) {
   test.problem.mask = mask::causal();
   test.sequences.clear();
   std::uint64_t content = 0;
-  for (const int length : {0, 1, edges.tile - 1, edges.tile, edges.tile + 1}) test.sequences.push_back({length, length, ++content});
-  for (const int length : {edges.chunk - 1, edges.chunk, edges.chunk + 1}) test.sequences.push_back({2, length, ++content});
+  for (const int length : {0, 1, edges.tile - 1, edges.tile, edges.tile + 1})
+    test.sequences.push_back({length, length, ++content});
+  for (const int length : {edges.chunk - 1, edges.chunk, edges.chunk + 1})
+    test.sequences.push_back({2, length, ++content});
   EXPECT_EQ(conformance::check(implementation(), test).failures, std::vector<std::string>{});
 }
 
@@ -148,7 +152,8 @@ TEST_P(Failures, Class13_ScoresBeyondTheRangeOfExpGiveFiniteOutput) {
   }
 }
 
-// One token as the last row of a prefill, of a chunk and of a decode, alone and beside others, on any number of threads.
+// One token as the last row of a prefill, of a chunk and of a decode, alone and beside others, on any number
+// of threads.
 TEST_P(Failures, Class21_ARowHasTheSameBitsAThousandTimes) {
   Case alone = paged(DType::bfloat16, 0);
   alone.problem.mask = mask::causal();
@@ -169,8 +174,10 @@ TEST_P(Failures, Class21_ARowHasTheSameBitsAThousandTimes) {
       const auto plan = implementation().plan(test.problem, data.batch, Device::cpu(threads)).value();
       for (int time = 0; time < 50; ++time) {
         ASSERT_TRUE(implementation().forward(*plan, data.forward()).is_ok());
-        ASSERT_EQ(row(data.out, last), out) << test.describe() << ", " << threads << " threads, time " << time;
-        ASSERT_EQ(row(data.lse, last), lse) << test.describe() << ", " << threads << " threads, time " << time;
+        ASSERT_EQ(row(data.out, last), out)
+            << test.describe() << ", " << threads << " threads, time " << time;
+        ASSERT_EQ(row(data.lse, last), lse)
+            << test.describe() << ", " << threads << " threads, time " << time;
       }
     }
   }

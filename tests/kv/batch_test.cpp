@@ -1,10 +1,9 @@
 #include "chorale/batch.h"
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include <limits>
 #include <optional>
+
+#include "kv/fixture.h"
 
 namespace chorale {
 namespace {
@@ -12,11 +11,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using Ints = std::vector<std::int32_t>;
-
-void expect_error(const Status& status, Code code, std::string_view part) {
-  EXPECT_EQ(status.code(), code) << status.message();
-  EXPECT_THAT(status.message(), HasSubstr(std::string(part)));
-}
 
 TEST(PackedBatch, KnowsLengths) {
   const Batch batch = Batch::packed({0, 3, 3, 7}, {0, 5, 6, 6});

@@ -1,12 +1,9 @@
 // Caches of 8-bit codes: what `store` writes, and which scales are refused.
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <limits>
 
-#include "base/float.h"
 #include "chorale/kv_cache.h"
+#include "kv/fixture.h"
 #include "kv/quantise.h"
 
 namespace chorale {
@@ -29,13 +26,6 @@ KvCacheConfig fp8_config() {
 
 float code(const TensorView& pool, std::int64_t slot, std::int64_t head, std::int64_t i) {
   return load_element(pool.data, pool.dtype, slot * pool.stride[1] + head * pool.stride[2] + i);
-}
-
-Tensor filled(DType dtype, std::initializer_list<std::int64_t> shape, std::vector<float> values) {
-  Tensor tensor = Tensor::zeros(dtype, shape);
-  for (std::int64_t i = 0; i < tensor.elements(); ++i)
-    store_element(tensor.view().data, dtype, i, values[static_cast<std::size_t>(i) % values.size()]);
-  return tensor;
 }
 
 TEST(Fp8Cache, StoreDividesByTheScaleRoundsAndSaturates) {

@@ -1,23 +1,16 @@
 // What each function of KvCache promises, one at a time. Random sequences of calls: kv_cache_model_test.cpp.
 #include "chorale/kv_cache.h"
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include <cstring>
 #include <limits>
-#include <numeric>
+
+#include "kv/fixture.h"
 
 namespace chorale {
 namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-void expect_error(const Status& status, Code code, std::string_view part) {
-  EXPECT_EQ(status.code(), code) << status.message();
-  EXPECT_THAT(status.message(), HasSubstr(std::string(part)));
-}
 
 KvCacheConfig small_config() {
   return {.layers = 2,
@@ -29,13 +22,6 @@ KvCacheConfig small_config() {
           .pages = 6};
 }
 KvCache small_cache() { return KvCache::create(small_config()).value(); }
-
-// Rows that count up from `first`, so that every element differs.
-Tensor counting(std::initializer_list<std::int64_t> shape, float first) {
-  Tensor tensor = Tensor::zeros(DType::float32, shape);
-  std::iota(tensor.as<float>().begin(), tensor.as<float>().end(), first);
-  return tensor;
-}
 
 float pool_value(const TensorView& pool, std::int64_t slot, std::int64_t head, std::int64_t i) {
   return static_cast<const float*>(pool.data)[(slot * pool.shape[2] + head) * pool.shape[3] + i];

@@ -2,13 +2,9 @@
 // backward(y)>, exact because all numbers are small integers.
 #include "chorale/padding.h"
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include <limits>
-#include <random>
 
-#include "base/float.h"
+#include "kv/fixture.h"
 #include "kv/zeroed_memory.h"
 
 namespace chorale {
@@ -17,20 +13,7 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-void expect_error(const Status& status, Code code, std::string_view part) {
-  EXPECT_EQ(status.code(), code) << status.message();
-  EXPECT_THAT(status.message(), HasSubstr(std::string(part)));
-}
-
 float at(const TensorView& view, std::int64_t i) { return load_element(view.data, view.dtype, i); }
-
-Tensor random_integers(DType dtype, std::initializer_list<std::int64_t> shape, std::uint64_t seed) {
-  std::mt19937_64 random(seed);
-  Tensor tensor = Tensor::zeros(dtype, shape);
-  for (std::int64_t i = 0; i < tensor.elements(); ++i)
-    store_element(tensor.view().data, dtype, i, static_cast<float>(random() % 17) - 8);
-  return tensor;
-}
 
 double inner(const Tensor& x, const Tensor& y) {
   EXPECT_EQ(x.elements(), y.elements());

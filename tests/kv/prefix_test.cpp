@@ -1,10 +1,8 @@
 // Prefix reuse: what is found, what is never found, and what goes when the pool needs pages.
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include <numeric>
 
 #include "chorale/kv_cache.h"
+#include "kv/fixture.h"
 
 namespace chorale {
 namespace {
@@ -54,11 +52,6 @@ std::int64_t found(KvCache& cache, const Tokens& tokens, std::uint64_t salt = 0)
   }
   EXPECT_TRUE(cache.free(match.sequence).is_ok());
   return match.tokens;
-}
-
-void expect_error(const Status& status, Code code, std::string_view part) {
-  EXPECT_EQ(status.code(), code) << status.message();
-  EXPECT_THAT(status.message(), HasSubstr(std::string(part)));
 }
 
 TEST(Prefix, FullPagesAreSharedAndOneTokenIsLeft) {
