@@ -30,8 +30,10 @@ inline Tensor filled(DType dtype, std::initializer_list<std::int64_t> shape,
   return tensor;
 }
 // The values in turn.
-inline Tensor filled(DType dtype, std::initializer_list<std::int64_t> shape, const std::vector<float>& values) {
-  return filled(dtype, shape, [&](std::int64_t i) { return values[static_cast<std::size_t>(i) % values.size()]; });
+inline Tensor filled(DType dtype, std::initializer_list<std::int64_t> shape,
+                     const std::vector<float>& values) {
+  return filled(dtype, shape,
+                [&](std::int64_t i) { return values[static_cast<std::size_t>(i) % values.size()]; });
 }
 // Counts up from `first`, so that every element differs.
 inline Tensor counting(std::initializer_list<std::int64_t> shape, float first) {

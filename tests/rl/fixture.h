@@ -79,7 +79,8 @@ class TinyRunTest : public ::testing::Test {
     return run ? "" : run.status().message();
   }
 
-  const std::string root_ = std::filesystem::temp_directory_path() / ("chorale_run_" + std::to_string(::getpid()));
+  const std::string root_ =
+      std::filesystem::temp_directory_path() / ("chorale_run_" + std::to_string(::getpid()));
   std::string printed_;
   int steps_ = 0;
 };

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "rollout/fixture.h"
+#include "sanitized.h"
 
 namespace chorale {
 namespace {
@@ -26,12 +27,7 @@ constexpr Setting settings[] = {{"bfloat16, recompute", Preemption::recompute, {
 
 constexpr int page_size = 8;
 constexpr std::int64_t pages = 30, most_waiting = 40;
-// MiB, from a quarter of the way on. The sanitizers keep freed memory for a while.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr double most_growth = 400;
-#else
-constexpr double most_growth = 8;
-#endif
+constexpr double most_growth = sanitized ? 400 : 8;  // MiB, from a quarter of the way on
 
 double resident_mib() {
   std::ifstream statm("/proc/self/statm");
