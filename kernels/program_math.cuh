@@ -105,7 +105,8 @@ __device__ __forceinline__ float tanh(float x) {
 // x = m 2^e, m in [sqrt(1/2), sqrt(2)); ln m = r - r^2/2 + r^3 P(r), r = m - 1.
 __device__ __forceinline__ float log(float x) {
   const bool subnormal = x < 0x1p-126f;
-  const int shifted = __float_as_int(subnormal ? __fmul_rn(x, 0x1p23f) : x) + (0x3f800000 - 0x3f3504f3);
+  const auto bits = static_cast<unsigned>(__float_as_int(subnormal ? __fmul_rn(x, 0x1p23f) : x));
+  const int shifted = static_cast<int>(bits + (0x3f800000u - 0x3f3504f3u));  // wraps for NaN, which is handled below
   const float m = __int_as_float((shifted & 0x007fffff) + 0x3f3504f3);
   const float e = __fsub_rn(__int2float_rn((shifted >> 23) - 127), subnormal ? 23.0f : 0.0f);
   const float r = __fsub_rn(m, 1.0f), squared = __fmul_rn(r, r);

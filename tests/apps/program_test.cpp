@@ -27,7 +27,8 @@ const std::string roles = std::string(CHORALE_SOURCE_DIR) + "/examples/roles/";
 // A running `chorale`, its streams in files.
 class Program {
  public:
-  Program(const std::string& folder, const std::vector<std::string>& arguments, const std::string& variable = "")
+  Program(const std::string& folder, const std::vector<std::string>& arguments,
+          const std::string& variable = "")
       : out_(folder + "/stdout"), err_(folder + "/stderr") {
     for (const std::string& path : {out_, err_}) std::filesystem::remove(path);  // of the program before
     child_ = ::fork();
@@ -148,7 +149,11 @@ TEST_F(ProgramTest, RefusesWithStatusTwoAndOneSentence) {
 }
 
 TEST_F(ProgramTest, UnreadableCommandLinesHaveStatusTwo) {
-  for (const std::vector<std::string>& arguments : {std::vector<std::string>{}, {"trian", "x.yaml"}, {"train"}, {"mask", "causal", "--q", "some"}, {"resolve", "x.yaml", "--jsno"}}) {
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{},
+                                                    {"trian", "x.yaml"},
+                                                    {"train"},
+                                                    {"mask", "causal", "--q", "some"},
+                                                    {"resolve", "x.yaml", "--jsno"}}) {
     const Outcome outcome = run(arguments);
     EXPECT_EQ(outcome.status, 2);
     EXPECT_EQ(outcome.out, "");

@@ -210,12 +210,14 @@ class Reference {
 
   // How far dO . O may be off: through the rounding of the stored out, and through its scores.
   double delta_error(const Row& row) const {
+    const double share = 0.75, weights_share = weights_rounded_ ? share + 0.5 : share;  // as in Sums::bound
     double squares = 0, absolute = 0;
     for (std::size_t c = 0; c < row.out.size(); ++c) {
-      squares += square(row.grad_out[c] * (std::abs(row.out[c]) + std::sqrt(row.out_squares[c])));
+      const double out_error = share * std::abs(row.out[c]) + weights_share * std::sqrt(row.out_squares[c]);
+      squares += square(row.grad_out[c] * out_error);
       absolute += std::abs(row.grad_out[c]) * row.out_error[c];
     }
-    return 0.75 * u_of(problem_.dtype) * std::sqrt(squares) + absolute;
+    return u_of(problem_.dtype) * std::sqrt(squares) + absolute;
   }
 
   void backward_row(std::int64_t place, int head, const Row& row, const Matrix& keys, const Matrix& values,
