@@ -5,9 +5,9 @@
 // captured graph replays with new lengths and pages. Kernels read every length and count from there; only
 // pointers, strides and constants of the problem are launch parameters.
 //
-// Before a kernel's sources the host puts the constants of config.cuh, this file, and the mask and score
-// programs (src/mask/emit_cuda.h), with h counted from ForwardParams::first_query_head and `tables` =
-// PlanView::tables:
+// Before a kernel's sources the host puts the constants of config.cuh, this file, and "program.cuh", which is
+// no file here: it is made of the mask and the score (src/mask/emit_cuda.h), with h counted from
+// ForwardParams::first_query_head and `tables` = PlanView::tables:
 //     bool  program_visible(tables, int b, int h, int q, int k);
 //     float program_score(tables, float score, int b, int h, int q, int k);
 //     int   program_coverage(tables, int b, int h_first, int h_last, int q_first, int q_last,

@@ -8,7 +8,7 @@
 
 namespace chorale::kernels {
 
-constexpr float infinity = __builtin_huge_valf();
+constexpr float infinity = __builtin_bit_cast(float, 0x7f800000);
 
 // What exponents are taken against: the maximum, or 0 where there is none, so that -infinity - it is no NaN.
 __device__ __forceinline__ float reference(float maximum) { return maximum == -infinity ? 0.f : maximum; }

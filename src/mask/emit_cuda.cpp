@@ -375,7 +375,7 @@ Status check_cuda_programs(const Program& mask, const Program& score) {
 }
 
 std::string emit_cuda(const Program& mask, const Program& score) {
-  std::string text = "#include \"program_math.cuh\"\n\nnamespace chorale::kernels {\n\n";
+  std::string text = "#pragma once\n#include \"program_math.cuh\"\n\nnamespace chorale::kernels {\n\n";
   text += programs::point_function(
       "bool program_visible(const TableView* tables, int b, int h, int q, int k)", mask, 0, false);
   text += "\n";

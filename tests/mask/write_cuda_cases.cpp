@@ -12,8 +12,10 @@ Status write_cases(const std::string& folder) {
   std::string includes, entries;
   for (const testing::CudaCase& entry : testing::cuda_cases()) {
     const std::string file = entry.name + ".cuh";
-    CHORALE_RETURN_IF_ERROR(
-        write_file(folder + "/" + file, emit_cuda(entry.mask.program(), entry.score.program())));
+    // The case's name first: "once" means once for all files of the same content.
+    CHORALE_RETURN_IF_ERROR(write_file(
+        folder + "/" + file,
+        fmt::format("// {}\n{}", entry.name, emit_cuda(entry.mask.program(), entry.score.program()))));
     for (const char* function : {"visible", "score", "coverage"})
       includes += fmt::format("#define program_{0} {0}_{1}\n", function, entry.name);
     includes += fmt::format("#include \"{}\"\n", file);

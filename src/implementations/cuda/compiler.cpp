@@ -13,7 +13,7 @@ Result<CompiledKernel> compile_kernel(const KernelKey& key, const std::string& a
   CHORALE_ASSIGN_OR_RETURN(const Nvrtc* nvrtc, Nvrtc::get());
   return cache.get(kernel_identity(key, arch, nvrtc->version()), [&]() -> Result<CompiledKernel> {
     CHORALE_ASSIGN_OR_RETURN(Compilation made, nvrtc->compile(key.describe(), kernel_source(key),
-                                                              kernel_files(), compiler_options(arch)));
+                                                              kernel_headers(key), compiler_options(arch)));
     CompiledKernel kernel;
     kernel.cubin = std::move(made.cubin);
     kernel.log = std::move(made.log);

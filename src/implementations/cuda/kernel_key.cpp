@@ -94,7 +94,7 @@ KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, boo
   key.sinks = problem.sinks;
   key.chunked = chunked;
   key.positions = kind == KernelKind::decode ? positions : std::max(1, block_rows / key.group);
-  if (key.masked || key.scored) key.program = emitted(problem);
+  key.program = emitted(problem);
   return key;
 }
 

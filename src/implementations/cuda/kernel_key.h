@@ -22,7 +22,7 @@ struct KernelKey {
   bool masked = false, scored = false, sinks = false;
   bool chunked = false;  // some sequence has more than one chunk
   int tile = 0, chunk = 0, positions = 0;
-  std::string program;  // emitted from mask and score; empty where neither is
+  std::string program;  // emitted from mask and score; empty for kernels of neither
 
   bool operator==(const KernelKey&) const = default;
   std::string entry() const;     // "chorale_forward"

@@ -27,9 +27,15 @@ std::string kernel_source(const KernelKey& key) {
   define("CHUNK", key.chunk);
   define("POSITIONS", key.positions);
   text += "#include \"config.cuh\"\n#include \"params.h\"\n";
-  text += key.program;
+  if (!key.program.empty()) text += "#include \"program.cuh\"\n";
   text += fmt::format("#include \"{}.cu\"\n", name(key.kind));
   return text;
+}
+
+std::vector<KernelFile> kernel_headers(const KernelKey& key) {
+  std::vector<KernelFile> headers(kernel_files().begin(), kernel_files().end());
+  if (!key.program.empty()) headers.push_back({"program.cuh", key.program});
+  return headers;
 }
 
 // Contraction is off: what is fused is written (rule 8 of docs/numerics.md). ptxas reports registers and
@@ -43,7 +49,8 @@ std::string kernel_identity(const KernelKey& key, const std::string& arch,
                             const std::string& compiler_version) {
   std::string text = fmt::format("chorale 0.1.0\nnvrtc {}\n{}\n{}\n", compiler_version,
                                  fmt::join(compiler_options(arch), "\n"), kernel_source(key));
-  for (const KernelFile& file : kernel_files()) text += fmt::format("--- {}\n{}\n", file.name, file.text);
+  for (const KernelFile& file : kernel_headers(key))
+    text += fmt::format("--- {}\n{}\n", file.name, file.text);
   return text;
 }
 

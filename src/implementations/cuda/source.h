@@ -1,14 +1,18 @@
-// One translation unit for a kernel: its constants, the programs, and the sources of kernels/.
+// What the compiler gets for a kernel: its constants, the programs, and the sources of kernels/.
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "implementations/cuda/kernel_key.h"
+#include "implementations/cuda/kernel_sources.h"
 
 namespace chorale::cuda {
 
 std::string kernel_source(const KernelKey& key);
+// What it may include: the files of kernels/, and program.cuh, which is the emitted programs. They look into
+// `key`.
+std::vector<KernelFile> kernel_headers(const KernelKey& key);
 // For a target such as "sm_90a".
 std::vector<std::string> compiler_options(const std::string& arch);
 // All that decides what comes out of the compiler: the source with every file that it may include, the
