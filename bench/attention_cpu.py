@@ -66,10 +66,10 @@ class Data:
         if self.dtype == "bfloat16":
             bits = values.view(numpy.uint32)
             return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(numpy.uint16)
-        return values
+        return values.astype(numpy.float16) if self.dtype == "float16" else values
 
     def zeros(self, *shape):
-        return numpy.zeros(shape, dtype=numpy.uint16 if self.dtype == "bfloat16" else numpy.float32)
+        return numpy.zeros(shape, dtype={"bfloat16": numpy.uint16, "float16": numpy.float16, "float32": numpy.float32}[self.dtype])
 
     def torch(self, array):
         tensor = torch.from_numpy(array.view(numpy.int16) if self.dtype == "bfloat16" else array)
@@ -154,7 +154,7 @@ class Bench:
             forward()
             with torch.no_grad():
                 difference = (attend().transpose(1, 2).reshape(total, heads, dim).float() - data.torch(out).float()).abs().max().item()
-            if not difference < (0.06 if dtype == "bfloat16" else 1e-4):
+            if not difference < ({"bfloat16": 0.06, "float16": 0.01, "float32": 1e-4}[dtype]):
                 raise SystemExit(f"bench: outputs differ by {difference} for {dtype} {batch}x{length} {mask}")
         name = f"{dtype} {batch}x{length} {heads}/{kv_heads} {'causal' if mask == 'causal' else mask[:22]}"
         peak = self.peak(dtype)
@@ -170,7 +170,7 @@ class Bench:
             self.table.row(name + " bwd", interleave(sides, self.seconds), 2.5 * operations, peak, "GFLOP/s")
         c.chorale_case_free(case)
 
-    def decode(self, dtype, batch, context, bandwidth, heads=32, kv_heads=8, dim=128, page=16):
+    def decode(self, dtype, batch, context, heads=32, kv_heads=8, dim=128, page=16):
         c, data = self.chorale.c, Data(dtype)
         per_sequence = context // page
         count = batch * per_sequence
@@ -190,39 +190,79 @@ class Bench:
                     functional.scaled_dot_product_attention(tq, tk, tv, enable_gqa=True)
 
             sides.append(peer)
-        size = 2 * batch * context * kv_heads * dim * (2 if dtype == "bfloat16" else 4)
+        size = 2 * batch * context * kv_heads * dim * (4 if dtype == "float32" else 2)
+        bandwidth = c.chorale_peak_bandwidth(self.threads)
         self.table.row(f"{dtype} decode batch {batch}, {context} keys, page {page}", interleave(sides, self.seconds), size, bandwidth, "GB/s   ")
         c.chorale_case_free(case)
 
     def masks(self, dtype, length=8192, heads=16, window=512):
-        """A window and documents against causal: time over visible pairs, and PyTorch with the dense mask."""
+        """A window and documents: against PyTorch with the dense mask, and the cost of a visible tile against causal's."""
         position = numpy.arange(length)
-        in_window = (position[:, None] >= position[None, :]) & (position[:, None] - position[None, :] < window)
+        causal = position[:, None] >= position[None, :]
+        in_window = causal & (position[:, None] - position[None, :] < window)
         ends = numpy.sort(numpy.random.default_rng(2).choice(length, 7, replace=False))
         ids = numpy.searchsorted(ends, position, side="right").astype(numpy.int32)
-        same = (ids[:, None] == ids[None, :]) & (position[:, None] >= position[None, :])
+        same = causal & (ids[:, None] == ids[None, :])
         for mask, dense, documents in ((f"causal and window({window})", in_window, None), ("causal and document[q] == document[k]", same, ids)):
             peer = torch.from_numpy(dense) if torch else None
             self.packed(dtype, 1, length, heads, heads, mask, peer, documents, int(dense.sum()), backward=False)
+            self.tile_cost(dtype, length, heads, mask, documents, dense, causal)
 
-    def run(self):
+    def tile_cost(self, dtype, length, heads, mask, documents, dense, causal, dim=128):
+        rows, keys = self.tile[dtype]
+        tiles = lambda shown: int(shown.reshape(length // rows, rows, length // keys, keys).any(axis=(1, 3)).sum())
+        data = Data(dtype)
+        q, k, v = (data.tensor(length, heads, dim) for _ in range(3))
+        out, lse = data.zeros(length, heads, dim), numpy.zeros((length, heads), numpy.float32)
+        cases = [self.chorale.case(heads, heads, dim, dtype, text, [length], [length], self.threads, ids) for text, ids in ((mask, documents), ("causal", None))]
+        forward = lambda case: lambda: self.chorale.check(self.chorale.c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse)))
+        ours, whole = (statistics.median(times) for times in interleave([forward(case) for case in cases], self.seconds))
+        cost = ours / tiles(dense) / (whole / tiles(causal))
+        print(f"  a visible tile ({rows} rows x {keys} keys) of {tiles(dense)} costs {cost:.2f} of one of causal's {tiles(causal)}", flush=True)
+        for case in cases:
+            self.chorale.c.chorale_case_free(case)
+
+    def threads_row(self, dtype, length=4096, heads=16, dim=128):
+        """One thread against all, interleaved: forward and backward."""
+        c, data = self.chorale.c, Data(dtype)
+        q, k, v, grad_out = (data.tensor(length, heads, dim) for _ in range(4))
+        out, lse = data.zeros(length, heads, dim), numpy.zeros((length, heads), numpy.float32)
+        grads = [data.zeros(length, heads, dim) for _ in range(3)]
+        cases = [self.chorale.case(heads, heads, dim, dtype, "causal", [length], [length], threads) for threads in (1, self.threads)]
+        forward = lambda case: lambda: self.chorale.check(c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse)))
+        backward = lambda case: lambda: self.chorale.check(c.chorale_backward(
+            case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse), pointer(grad_out), *map(pointer, grads)))
+        for name, step in (("fwd", forward), ("bwd", backward)):
+            one, all_threads = (statistics.median(times) for times in interleave([step(case) for case in cases], self.seconds))
+            print(f"{dtype} 1x{length} {heads}/{heads} causal {name}: 1 thread {one * 1e3:.2f}ms, {self.threads} threads {all_threads * 1e3:.2f}ms, {one / all_threads:.2f}x", flush=True)
+        for case in cases:
+            c.chorale_case_free(case)
+
+    def run(self, dtypes):
         c = self.chorale.c
         bandwidth = c.chorale_peak_bandwidth(self.threads)
         print(f"machine: {platform.processor() or platform.machine()}, {processor()}, {self.threads} threads")
         print(f"peer: {'PyTorch ' + torch.__version__ + ' scaled_dot_product_attention' if torch else 'none (PyTorch is not installed: make extras)'}")
-        for dtype in ("bfloat16", "float32"):
+        self.tile = {}
+        for dtype in dtypes:
             case = self.chorale.case(16, 16, 128, dtype, "causal", [1], [1], self.threads)
-            print(f"{dtype}: {c.chorale_fingerprint(case).decode()}, peak {self.peak(dtype) / 1e9:.0f} GFLOP/s")
+            fingerprint = c.chorale_fingerprint(case).decode()
+            self.tile[dtype] = (32, 32) if "/T32/" in fingerprint else (128, 64)
+            print(f"{dtype}: {fingerprint}, peak {self.peak(dtype) / 1e9:.0f} GFLOP/s")
+            c.chorale_case_free(case)
         print(f"memory: {bandwidth / 1e9:.1f} GB/s")
+        print("peaks are measured again beside every row; a decode's is the memory's")
         self.table = Table()
         shapes = ((1, 4096), (4, 1024), (16, 256))
-        for dtype in ("bfloat16", "float32"):
+        for dtype in dtypes:
             for batch, length in shapes[:1] if self.quick else shapes:
                 for heads, kv_heads in ((16, 16),) if self.quick else ((32, 8), (16, 16)):
                     self.packed(dtype, batch, length, heads, kv_heads)
+            self.threads_row(dtype)
             self.masks(dtype)
-            for batch, context in ((1, 8192),) if self.quick else ((1, 1024), (16, 1024), (64, 1024), (1, 8192), (16, 8192), (1, 32768)):
-                self.decode(dtype, batch, context, bandwidth)
+            for batch, context in ((1, 8192), (16, 8192)) if self.quick else (
+                    (1, 1024), (16, 1024), (64, 1024), (1, 8192), (16, 8192), (64, 8192), (1, 32768), (16, 32768)):
+                self.decode(dtype, batch, context)
 
 
 def processor():
@@ -239,7 +279,9 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each row of the table")
     parser.add_argument("--quick", action="store_true", help="one shape of each kind")
-    Bench(parser.parse_args()).run()
+    parser.add_argument("--dtypes", default="bfloat16,float32", help="of bfloat16, float16, float32")
+    arguments = parser.parse_args()
+    Bench(arguments).run(arguments.dtypes.split(","))
 
 
 if __name__ == "__main__":

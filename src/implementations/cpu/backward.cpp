@@ -13,15 +13,15 @@
 #include "implementations/cpu/backward.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <optional>
 
 #include "base/float.h"
 #include "base/threads.h"
+#include "implementations/cpu/amx_backward.h"
 #include "implementations/cpu/dot_gradients.h"
 #include "implementations/cpu/fp32_gradients.h"
-#include "implementations/cpu/query_rows.h"
+#include "implementations/cpu/gradient_rows.h"
 #include "implementations/cpu/score_tile.h"
 #include "simd/simd.h"
 
@@ -35,16 +35,17 @@ struct KeyTile {
 template <class Engine>
 class Backward {
  public:
-  Backward(const TiledPlan& plan, const BackwardTensors& tensors)
+  Backward(const TiledPlan& plan, const BackwardTensors& tensors, const std::vector<float>& deltas)
       : plan_(plan),
         problem_(plan.problem()),
         tensors_(tensors),
+        deltas_(deltas),
         queries_(plan, tensors),
         workers_(static_cast<std::size_t>(plan.threads())) {}
 
   void run() {
-    compute_deltas();
-    if (problem_.sinks) sum_grad_sinks();
+    parallel_for(static_cast<std::int64_t>(plan_.blocks().size()), plan_.threads(),
+                 [&](std::int64_t i, int) { queries_.prepare(plan_.blocks()[static_cast<std::size_t>(i)]); });
     const std::int64_t sequences = plan_.batch().sequences(), pairs = sequences * problem_.kv_heads;
     if (pairs >= 2 * plan_.threads() || plan_.threads() == 1) {
       parallel_for(pairs, plan_.threads(), [&](std::int64_t i, int w) {
@@ -94,38 +95,8 @@ class Backward {
     return load_element(tensors_.lse.data, DType::float32,
                         query * tensors_.lse.stride[0] + head * tensors_.lse.stride[1]);
   }
-  float& delta(std::int64_t query, std::int64_t head) {
+  float delta(std::int64_t query, std::int64_t head) const {
     return deltas_[static_cast<std::size_t>(query * problem_.query_heads + head)];
-  }
-
-  // Also lets the engine prepare the queries of every block.
-  void compute_deltas() {
-    deltas_.resize(static_cast<std::size_t>(plan_.batch().total_q()) *
-                   static_cast<std::size_t>(problem_.query_heads));
-    const std::int64_t dim = problem_.value_dim();
-    parallel_for(static_cast<std::int64_t>(plan_.blocks().size()), plan_.threads(), [&](std::int64_t i, int) {
-      const QueryBlock& block = plan_.blocks()[static_cast<std::size_t>(i)];
-      std::vector<float> grad_outs(static_cast<std::size_t>(plan_.rows(block) * dim)), outs(grad_outs.size());
-      load_block(plan_, block, tensors_.grad_out, grad_outs.data(), dim);
-      load_block(plan_, block, tensors_.out, outs.data(), dim);
-      for (std::int64_t r = 0; r < plan_.rows(block); ++r)
-        delta(plan_.query(block, r), plan_.head(block, r)) =
-            simd::dot(grad_outs.data() + r * dim, outs.data() + r * dim, dim);
-      queries_.prepare(block);
-    });
-  }
-
-  void sum_grad_sinks() {
-    for (int head = 0; head < problem_.query_heads; ++head) {
-      const float sink = load_element(tensors_.sinks.data, DType::float32, head * tensors_.sinks.stride[0]);
-      float sum = 0;
-      for (std::int64_t query = 0; query < plan_.batch().total_q(); ++query) {
-        float p = sink - lse(query, head);
-        simd::exp(&p, &p, 1);
-        sum = std::fma(-p, delta(query, head), sum);
-      }
-      store_element(tensors_.grad_sinks.data, DType::float32, head * tensors_.grad_sinks.stride[0], sum);
-    }
   }
 
   // All gradients of one sequence and KV head: each key tile meets each query block once.
@@ -205,23 +176,11 @@ class Backward {
     return grad_queries + block.first * problem_.group_size() * worker.engine.key_row();
   }
 
-  static std::byte* address(const TensorView& tensor, std::int64_t row, std::int64_t head) {
-    return static_cast<std::byte*>(tensor.data) + (row * tensor.stride[0] + head * tensor.stride[1]) *
-                                                      static_cast<std::int64_t>(size_of(tensor.dtype));
-  }
-
-  // One rounding. There is one zero: its sign would tell which hidden pairs were multiplied by zero.
-  static void store_row(float* row, const TensorView& tensor, std::int64_t index, std::int64_t head) {
-    const std::int64_t dim = tensor.shape[2];
-    for (std::int64_t c = 0; c < dim; ++c) row[c] += 0.0f;
-    simd::from_float(row, tensor.dtype, address(tensor, index, head), dim);
-  }
-
   void store_grad_queries(const QueryBlock& block, float* rows, Worker& worker) {
     for (std::int64_t r = 0; r < plan_.rows(block); ++r) {
       float* row = rows + r * worker.engine.key_row();
       simd::scale(row, problem_.scale_or_default(), problem_.head_dim);
-      store_row(row, tensors_.grad_q, plan_.query(block, r), plan_.head(block, r));
+      store_gradient(row, tensors_.grad_q, plan_.query(block, r), plan_.head(block, r));
     }
   }
 
@@ -231,8 +190,8 @@ class Backward {
       const std::int64_t row = first_key_[static_cast<std::size_t>(sequence)] + keys.first + j;
       float* grad_key = worker.engine.grad_key(j);
       simd::scale(grad_key, problem_.scale_or_default(), problem_.head_dim);
-      store_row(grad_key, tensors_.grad_k, row, kv_head);
-      store_row(worker.engine.grad_value(j), tensors_.grad_v, row, kv_head);
+      store_gradient(grad_key, tensors_.grad_k, row, kv_head);
+      store_gradient(worker.engine.grad_value(j), tensors_.grad_v, row, kv_head);
     }
   }
 
@@ -246,19 +205,25 @@ class Backward {
   const TiledPlan& plan_;
   const Problem& problem_;
   const BackwardTensors& tensors_;
+  const std::vector<float>& deltas_;
   typename Engine::Queries queries_;
   std::vector<std::int64_t> first_key_ = first_keys(plan_.batch());
-  std::vector<float> deltas_;  // [total_q, query_heads]
   std::vector<std::optional<Worker>> workers_;
 };
 
 }  // namespace
 
 void backward(const TiledPlan& plan, const BackwardTensors& tensors) {
-  if (plan.arithmetic() == Arithmetic::fp32_fma)
-    Backward<Fp32Gradients>(plan, tensors).run();
-  else
-    Backward<DotGradients>(plan, tensors).run();
+  const std::vector<float> deltas = row_deltas(plan, tensors);
+  if (plan.problem().sinks) sum_grad_sinks(plan, tensors, deltas);
+  switch (plan.arithmetic()) {
+    case Arithmetic::fp32_fma:
+      return Backward<Fp32Gradients>(plan, tensors, deltas).run();
+    case Arithmetic::vdpbf16:
+      return Backward<DotGradients>(plan, tensors, deltas).run();
+    case Arithmetic::tdpbf16:
+      return amx_backward(plan, tensors, deltas);
+  }
 }
 
 }  // namespace chorale::tiled

@@ -55,13 +55,14 @@ class CpuAttention final : public Implementation {
 
   Fingerprint fingerprint(const Problem& problem, const Device&) const override {
     const Arithmetic arithmetic = arithmetic_for(problem);
+    const bool amx = arithmetic == Arithmetic::tdpbf16;
     return with_kv_dtype({{{"kernel", "cpu-tiled"},
                            {"arithmetic", std::string(name_of(arithmetic))},
-                           {"T", fmt::format("{}", tile_keys)},
+                           {"T", fmt::format("{}", amx ? amx_tile_keys : tile_keys)},
                            {"C", fmt::format("{}", chunk_keys)},
-                           {"exp", "exp2-difference"},
+                           {"exp", amx ? "exp2-raised-by-8" : "exp2-difference"},
                            {"p", arithmetic == Arithmetic::fp32_fma ? "fp32" : "bf16"},
-                           {"sums", "16-lane-tree"}}},
+                           {"sums", amx ? "2-lane" : "16-lane-tree"}}},
                          problem);
   }
 

@@ -11,11 +11,10 @@
 #include "implementations/cpu/forward.h"
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 
-#include "base/float.h"
 #include "base/threads.h"
+#include "implementations/cpu/amx_forward.h"
 #include "implementations/cpu/dot_engine.h"
 #include "implementations/cpu/fp32_engine.h"
 #include "implementations/cpu/packed_tiles.h"
@@ -30,7 +29,6 @@ class Forward {
  public:
   Forward(const TiledPlan& plan, const ForwardTensors& tensors)
       : plan_(plan),
-        problem_(plan.problem()),
         tensors_(tensors),
         tiles_(plan, tensors),
         workers_(static_cast<std::size_t>(plan.threads())) {}
@@ -135,26 +133,12 @@ class Forward {
     }
   }
 
-  // One rounding: out and lse of every row of the block.
   void finish(const QueryBlock& block, Worker& worker) {
-    for (std::int64_t r = 0; r < plan_.rows(block); ++r) {
-      const std::int64_t query = plan_.query(block, r), head = plan_.head(block, r);
-      const float sink =
-          problem_.sinks ? load_element(tensors_.sinks.data, DType::float32, head * tensors_.sinks.stride[0])
-                         : -std::numeric_limits<float>::infinity();
-      const float lse = worker.total.finish(r, worker.tile.natural_factor(), sink);
-      const TensorView& out = tensors_.out;
-      auto* to = static_cast<std::byte*>(out.data) + (query * out.stride[0] + head * out.stride[1]) *
-                                                         static_cast<std::int64_t>(size_of(out.dtype));
-      simd::from_float(worker.total.out(r), out.dtype, to, problem_.value_dim());
-      if (!tensors_.lse.empty())
-        store_element(tensors_.lse.data, DType::float32,
-                      query * tensors_.lse.stride[0] + head * tensors_.lse.stride[1], lse);
-    }
+    for (std::int64_t r = 0; r < plan_.rows(block); ++r)
+      finish_row(plan_, tensors_, plan_.query(block, r), plan_.head(block, r), worker.total.row(r));
   }
 
   const TiledPlan& plan_;
-  const Problem& problem_;
   const ForwardTensors& tensors_;
   PackedTiles<Engine> tiles_;
   std::vector<std::optional<Worker>> workers_;
@@ -164,10 +148,14 @@ class Forward {
 
 void forward(const TiledPlan& plan, const ForwardTensors& tensors) {
   if (plan.blocks().empty()) return;
-  if (plan.arithmetic() == Arithmetic::fp32_fma)
-    Forward<Fp32Engine>(plan, tensors).run();
-  else
-    Forward<DotEngine>(plan, tensors).run();
+  switch (plan.arithmetic()) {
+    case Arithmetic::fp32_fma:
+      return Forward<Fp32Engine>(plan, tensors).run();
+    case Arithmetic::vdpbf16:
+      return Forward<DotEngine>(plan, tensors).run();
+    case Arithmetic::tdpbf16:
+      return amx_forward(plan, tensors);
+  }
 }
 
 }  // namespace chorale::tiled

@@ -1,5 +1,6 @@
 #include "implementations/cpu/key_rows.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/float.h"
@@ -60,15 +61,32 @@ const std::byte* KeyRows::row(std::int64_t position) const {
   return base_ + pages_[page] * page_stride_ + position % page_size_ * row_stride_;
 }
 
-void KeyRows::locate(std::int64_t first, std::int64_t count, const bfloat16** rows, bfloat16* scratch) const {
+// A page at a time: a division for each row would cost more than the row.
+void KeyRows::addresses(std::int64_t first, std::int64_t count, const std::byte** rows) const {
+  for (std::int64_t i = 0; i < count;) {
+    const std::byte* start = row(first + i);
+    const std::int64_t run =
+        pages_ == nullptr ? count - i : std::min(count - i, page_size_ - (first + i) % page_size_);
+    for (std::int64_t end = i + run; i < end; ++i, start += row_stride_) rows[i] = start;
+  }
+}
+
+void KeyRows::locate(std::int64_t first, std::int64_t count, const bfloat16** out, bfloat16* scratch) const {
+  constexpr std::int64_t most = 64;
+  const std::byte* next[most];
+  const std::int64_t ahead = std::min({count, most, std::max<std::int64_t>(keys_ - first - count, 0)});
+  addresses(first + count, ahead, next);
+  for (std::int64_t i = 0; i < ahead; ++i) prefetch(next[i], row_bytes());
+  rows(first, count, out, scratch);
+}
+
+void KeyRows::rows(std::int64_t first, std::int64_t count, const bfloat16** out, bfloat16* scratch) const {
+  addresses(first, count, reinterpret_cast<const std::byte**>(out));
+  if (dim_stride_ == 1 && scale_ == 0) return;
   for (std::int64_t i = 0; i < count; ++i) {
-    const std::byte* from = row(first + i);
-    if (first + count + i < keys_)
-      prefetch(row(first + count + i), dim_ * static_cast<std::int64_t>(size_of(dtype_)));
-    rows[i] = reinterpret_cast<const bfloat16*>(from);
-    if (dim_stride_ == 1 && scale_ == 0) continue;
+    const auto* from = reinterpret_cast<const std::byte*>(out[i]);
     bfloat16* gathered = scratch + i * dim_;
-    rows[i] = gathered;
+    out[i] = gathered;
     if (scale_ == 0) {
       load_row(from, dtype_, dim_stride_, dim_, gathered);
     } else {

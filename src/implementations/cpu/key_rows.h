@@ -28,6 +28,11 @@ class KeyRows {
   // `scratch` [count, dim] if their elements are codes or not contiguous there. Asks the memory for as many
   // rows after them.
   void locate(std::int64_t first, std::int64_t count, const bfloat16** rows, bfloat16* scratch) const;
+  // The same without asking for more.
+  void rows(std::int64_t first, std::int64_t count, const bfloat16** rows, bfloat16* scratch) const;
+  // Where the rows lie in the tensor.
+  void addresses(std::int64_t first, std::int64_t count, const std::byte** rows) const;
+  std::int64_t row_bytes() const { return dim_ * static_cast<std::int64_t>(size_of(dtype_)); }
 
  private:
   const std::byte* row(std::int64_t position) const;

@@ -12,7 +12,9 @@ TiledPlan::TiledPlan(std::string_view implementation, Problem bound, Batch step,
       positions_(std::max<std::int64_t>(1, block_rows / problem().group_size())),
       arithmetic_(arithmetic),
       threads_(threads > 0 ? threads : default_threads()),
-      mutant_(mutant) {
+      mutant_(mutant),
+      scale_(problem().scale_or_default() * (is_mutant(mutant, Mutant::scale_1_01) ? 1.01f : 1.0f)),
+      visibility_(*this) {
   for (int sequence = 0; sequence < batch().sequences(); ++sequence)
     for (std::int64_t index = 0; index < block_count(sequence); ++index)
       for (int head = 0; head < problem().kv_heads; ++head) {
@@ -23,6 +25,7 @@ TiledPlan::TiledPlan(std::string_view implementation, Problem bound, Batch step,
   std::stable_sort(blocks_.begin(), blocks_.end(), [&](const QueryBlock& x, const QueryBlock& y) {
     return position(x.sequence, x.first + x.positions) > position(y.sequence, y.first + y.positions);
   });
+  if (arithmetic_ == Arithmetic::tdpbf16) visibility_.compute();
 }
 
 QueryBlock TiledPlan::block(int sequence, int kv_head, std::int64_t index) const {

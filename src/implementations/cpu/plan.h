@@ -8,6 +8,7 @@
 #include "chorale/implementation.h"
 #include "implementations/cpu/mutants.h"
 #include "implementations/cpu/order.h"
+#include "implementations/cpu/visibility.h"
 
 namespace chorale::tiled {
 
@@ -45,7 +46,25 @@ class TiledPlan : public Plan {
   std::int64_t position(int sequence, std::int64_t query) const {
     return batch().kv_len(sequence) - batch().q_len(sequence) + query;
   }
+  // All rows of a sequence under one KV head, numbered as a block's are.
+  std::int64_t sequence_rows(int sequence) const {
+    return static_cast<std::int64_t>(batch().q_len(sequence)) * problem().group_size();
+  }
+  std::int64_t query_of_row(int sequence, std::int64_t row) const {
+    return batch().cu_seqlens_q[sequence] + row / problem().group_size();
+  }
+  std::int64_t head_of_row(int kv_head, std::int64_t row) const {
+    return static_cast<std::int64_t>(kv_head) * problem().group_size() + row % problem().group_size();
+  }
+  std::int64_t strips(int sequence) const { return blocks_of(sequence_rows(sequence), Visibility::rows); }
+  static std::int64_t blocks_of(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
+  const Visibility& visibility() const { return visibility_; }  // under Arithmetic::tdpbf16
   std::int64_t keys(int sequence) const;
+  // exp(score) = exp2(value * log2_factor()), natural score = value * natural_factor(), for a product q . k
+  // or what a score program made of scale() * (q . k).
+  float scale() const { return scale_; }
+  float natural_factor() const { return problem().score.is_identity() ? scale_ : 1.0f; }
+  float log2_factor() const { return natural_factor() * log2_e; }
   std::int64_t chunks(int sequence) const { return (keys(sequence) + chunk_keys - 1) / chunk_keys; }
   // Row r of a block: the row in the packed tensors, and its query head.
   std::int64_t query(const QueryBlock& block, std::int64_t r) const {
@@ -62,6 +81,8 @@ class TiledPlan : public Plan {
   Arithmetic arithmetic_;
   int threads_;
   Mutant mutant_;
+  float scale_;
+  Visibility visibility_;
 };
 
 }  // namespace chorale::tiled

@@ -12,15 +12,13 @@ ScoreTile::ScoreTile(const TiledPlan& plan, std::int64_t most_rows, std::int64_t
       mask_(plan.problem().mask.program()),
       score_(plan.problem().score.program()),
       derivative_(plan.problem().score.derivative()),
-      scale_(plan.problem().scale_or_default()),
+      scale_(plan.scale()),
+      log2_factor_(plan.log2_factor()),
+      natural_factor_(plan.natural_factor()),
       width_(width),
       scores_(static_cast<std::size_t>(most_rows * width)),
       visible_(scores_.size()) {
-  if (is_mutant(plan.mutant(), Mutant::scale_1_01)) scale_ *= 1.01f;
-  const bool plain = plan.problem().score.is_identity();
-  if (!plain) before_score_.resize(scores_.size());
-  natural_factor_ = plain ? scale_ : 1.0f;
-  log2_factor_ = natural_factor_ * log2_e;
+  if (!plan.problem().score.is_identity()) before_score_.resize(scores_.size());
 }
 
 Point ScoreTile::start(std::int64_t r) const {

@@ -69,25 +69,4 @@ void SoftmaxState::merge(const SoftmaxState& later, float log2_factor) {
   }
 }
 
-float SoftmaxState::finish(std::int64_t r, float natural_factor, float sink) {
-  if (empty(r)) return sink;  // O is 0 already
-  float maximum = maximum_[r] * natural_factor;
-  float sum = sum_[r];
-  float* out = mutable_out(r);
-  if (sink != nothing) {
-    const float with_sink = larger(maximum, sink);
-    float factors[] = {maximum - with_sink, sink - with_sink};
-    simd::exp(factors, factors, 2);
-    sum = std::fma(sum, factors[0], factors[1]);
-    simd::scale(out, factors[0], value_dim_);
-    maximum = with_sink;
-  }
-  simd::divide(out, sum, value_dim_);
-  // A zero's sign may tell which hidden keys were multiplied by zero: there is one zero.
-  for (std::int64_t c = 0; c < value_dim_; ++c) out[c] += 0.0f;
-  float logarithm;
-  simd::log(&sum, &logarithm, 1);
-  return maximum + logarithm;
-}
-
 }  // namespace chorale::tiled

@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "implementations/cpu/finish.h"
 #include "implementations/cpu/score_tile.h"
 #include "simd/simd.h"
 
@@ -27,8 +28,8 @@ class SoftmaxState {
   void update(Engine& engine, ScoreTile& tile, Mutant mutant);
   // This state, then the state of later keys. `log2_factor` as in ScoreTile.
   void merge(const SoftmaxState& later, float log2_factor);
-  // Divides row r by its sum, the sink (a natural logit, or -inf) included, and returns its LSE.
-  float finish(std::int64_t r, float natural_factor, float sink);
+  // What finish_row takes.
+  RowState row(std::int64_t r) { return {maximum_[r], sum_[r], mutable_out(r)}; }
 
   const float* out(std::int64_t r) const { return out_.data() + r * value_row_; }
   std::int64_t value_row() const { return value_row_; }

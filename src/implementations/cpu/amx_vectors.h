@@ -1,0 +1,113 @@
+// Vector steps that the AMX kernels share. Include after <immintrin.h>; inside the anonymous namespace's
+// reach only (every function is inlined).
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#define CHORALE_AMX                                                                                        \
+  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+#define CHORALE_AMX_INLINE CHORALE_AMX __attribute__((always_inline)) inline
+
+namespace chorale::tiled::amx {
+
+inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+// exp2(x * factor) for x <= 0, or little above: 0 below a product of -126, NaN for NaN, exactly 1 for 0.
+// 2^f for f in [-1/2, 1/2] is a polynomial with a relative error of 3e-6, against 2e-3 of the rounding to
+// bfloat16 that follows.
+struct Exponential {
+  __m512 factor, lowest, magic, one, c1, c2, c3, c4;
+
+  CHORALE_AMX_INLINE explicit Exponential(float f)
+      : factor(_mm512_set1_ps(f)),
+        lowest(_mm512_set1_ps(-127.0f / f)),
+        // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits; 127 more is the
+        // exponent's bias.
+        magic(_mm512_set1_ps(0x1.8p23f + 127.0f)),
+        one(_mm512_set1_ps(1)),
+        c1(_mm512_set1_ps(0x1.62e12cp-1f)),
+        c2(_mm512_set1_ps(0x1.ec0378p-3f)),
+        c3(_mm512_set1_ps(0x1.c9fc46p-5f)),
+        c4(_mm512_set1_ps(0x1.3a02ccp-7f)) {}
+
+  // N vectors side by side, so that each step finds its operands ready.
+  template <int N>
+  CHORALE_AMX_INLINE void apply(__m512 (&x)[N]) const {
+    __m512 shifted[N];
+    for (int i = 0; i < N; ++i) x[i] = _mm512_max_ps(lowest, x[i]);  // NaN stays
+    for (int i = 0; i < N; ++i) shifted[i] = _mm512_fmadd_ps(x[i], factor, magic);
+    for (int i = 0; i < N; ++i) x[i] = _mm512_fmsub_ps(x[i], factor, _mm512_sub_ps(shifted[i], magic));
+    finish(x, shifted);
+  }
+
+  // exp2(x), the same way.
+  template <int N>
+  CHORALE_AMX_INLINE void apply_power(__m512 (&x)[N]) const {
+    __m512 shifted[N];
+    for (int i = 0; i < N; ++i) x[i] = _mm512_max_ps(_mm512_set1_ps(-127), x[i]);
+    for (int i = 0; i < N; ++i) shifted[i] = _mm512_add_ps(x[i], magic);
+    for (int i = 0; i < N; ++i) x[i] = _mm512_sub_ps(x[i], _mm512_sub_ps(shifted[i], magic));
+    finish(x, shifted);
+  }
+
+ private:
+  // 2^x times the power of two that `shifted` holds.
+  template <int N>
+  CHORALE_AMX_INLINE void finish(__m512 (&x)[N], const __m512 (&shifted)[N]) const {
+    __m512 p[N];
+    for (int i = 0; i < N; ++i) p[i] = _mm512_fmadd_ps(c4, x[i], c3);
+    for (int i = 0; i < N; ++i) p[i] = _mm512_fmadd_ps(p[i], x[i], c2);
+    for (int i = 0; i < N; ++i) p[i] = _mm512_fmadd_ps(p[i], x[i], c1);
+    for (int i = 0; i < N; ++i) p[i] = _mm512_fmadd_ps(p[i], x[i], one);
+    for (int i = 0; i < N; ++i)
+      x[i] = _mm512_mul_ps(p[i], _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted[i]), 23)));
+  }
+};
+
+// Two vectors rounded to bfloat16: 16 of `low`, then 16 of `high`. Subnormals become 0.
+CHORALE_AMX_INLINE __m512i rounded(__m512 low, __m512 high) {
+  return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+// The same, each lane's two side by side.
+CHORALE_AMX_INLINE __m512i pairs(__m512 first, __m512 second) {
+  alignas(64) static const std::uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order), rounded(first, second));
+}
+
+// 32 elements of two rows as pairs (a[i], b[i]): the first 16, then the rest.
+CHORALE_AMX_INLINE void interleave(__m512i a, __m512i b, __m512i& low, __m512i& high) {
+  alignas(64) static const std::uint16_t first[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i order = _mm512_load_si512(first);
+  low = _mm512_permutex2var_epi16(a, order, b);
+  high = _mm512_permutex2var_epi16(a, _mm512_add_epi16(order, _mm512_set1_epi16(16)), b);
+}
+
+// 16 x 16 transposition of 32-bit elements: by pairs, fours, then 128-bit lanes.
+CHORALE_AMX_INLINE void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+      r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+    }
+  for (int j = 0; j < 4; ++j) {
+    const __m512i low_01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88),
+                  high_01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+    const __m512i low_23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88),
+                  high_23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+    t[j] = _mm512_shuffle_i32x4(low_01, low_23, 0x88);
+    t[8 + j] = _mm512_shuffle_i32x4(low_01, low_23, 0xdd);
+    t[4 + j] = _mm512_shuffle_i32x4(high_01, high_23, 0x88);
+    t[12 + j] = _mm512_shuffle_i32x4(high_01, high_23, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+}  // namespace chorale::tiled::amx
