@@ -38,6 +38,31 @@ __device__ __forceinline__ u32 pack_float16(float low, float high) {
 // A value that is the same in all lanes, in a form that lets the compiler know.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 
+// Two e4m3 codes, the lower byte first, as floats: exact.
+__device__ __forceinline__ float2 unpack_e4m3(u16 codes) {
+  float2 d;
+  asm("{\n.reg .b32 pair;\n.reg .b16 low, high;\n"
+      "cvt.rn.f16x2.e4m3x2 pair, %2;\n"
+      "mov.b32 {low, high}, pair;\n"
+      "cvt.f32.f16 %0, low;\n"
+      "cvt.f32.f16 %1, high;\n}"
+      : "=f"(d.x), "=f"(d.y)
+      : "h"(codes));
+  return d;
+}
+// Rounds to nearest even; what is beyond 448 becomes that. `low` goes to the lower byte.
+__device__ __forceinline__ u16 pack_e4m3(float low, float high) {
+  u16 d;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(d) : "f"(high), "f"(low));
+  return d;
+}
+__device__ __forceinline__ float bfloat16_to_float(u16 x) { return __uint_as_float(u32(x) << 16); }
+__device__ __forceinline__ float float16_to_float(u16 x) {
+  float d;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(d) : "h"(x));
+  return d;
+}
+
 // --- barriers -----------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void mbarrier_init(u64* barrier, u32 arrivals) {
@@ -45,6 +70,11 @@ __device__ __forceinline__ void mbarrier_init(u64* barrier, u32 arrivals) {
 }
 __device__ __forceinline__ void mbarrier_arrive(u64* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// Arrives as if `arrivals` threads did.
+__device__ __forceinline__ void mbarrier_arrive(u64* barrier, u32 arrivals) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+               : "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive_expect_bytes(u64* barrier, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
@@ -84,6 +114,24 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
 // Shared memory written by ordinary stores becomes visible to the tensor cores and the copy engine.
 __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Where a launch may overlap the one before it (programmatic dependent launch): waits until that one is complete
+// and its writes are visible. And: the next launch may begin to occupy what this one leaves free.
+__device__ __forceinline__ void grid_dependency_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void grid_dependency_launch() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// Adds one to a counter that starts again at 0 after `last`; returns what it was. What this thread and those that
+// it has synchronised with wrote before is visible to whoever sees the new count, and the other way round.
+__device__ __forceinline__ u32 count_arrival(u32* counter, u32 last) {
+  u32 before;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(counter), "r"(last)
+               : "memory");
+  return before;
 }
 
 template <int registers>

@@ -46,12 +46,15 @@ std::vector<Listed> listed() {
                        int positions = 1) {
     list.push_back({kernel_key(kind, p, page_size, chunked, positions), spill_bytes});
   };
+  // A decode keeps what does not change in registers, and spills some of it around the merge, once a row
+  // block.
+  constexpr int decode_spills = 80, wide_decode_spills = 5200;
   // Every head_dim, in training and in a generator.
   for (const auto& [head_dim, value_dim] :
        {std::pair(64, 64), {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}}) {
     add(K::forward, problem(head_dim, value_dim), 0, false);
     add(K::forward, problem(head_dim, value_dim), 0, true);
-    add(K::decode, problem(head_dim, value_dim, 4), 16, true);
+    add(K::decode, problem(head_dim, value_dim, 4), 16, true, decode_spills);
   }
   // Every feature, with the usual head_dim.
   const Problem usual = problem(128, 128, 4);
@@ -68,11 +71,11 @@ std::vector<Listed> listed() {
       0, true);
   add(K::forward, with(usual, [](Problem& p) { p.sinks = true; }), 0, true);
   add(K::forward, with(usual, [](Problem& p) { p.kv_dtype = DType::float8_e4m3; }), 16, true);
-  add(K::decode, with(usual, [](Problem& p) { p.kv_dtype = DType::float8_e4m3; }), 16, true);
-  add(K::decode, with(usual, [](Problem& p) { p.dtype = DType::float16; }), 64, true);
-  add(K::decode, usual, 0, true);
-  add(K::decode, usual, 1, false);
-  add(K::decode, usual, 256, true, 0, 8);
+  add(K::decode, with(usual, [](Problem& p) { p.kv_dtype = DType::float8_e4m3; }), 16, true, decode_spills);
+  add(K::decode, with(usual, [](Problem& p) { p.dtype = DType::float16; }), 64, true, decode_spills);
+  add(K::decode, usual, 0, true, decode_spills);
+  add(K::decode, usual, 1, false, decode_spills);
+  add(K::decode, usual, 256, true, wide_decode_spills, 8);
   add(K::store, usual, 16, false);
   add(K::copy_pages, usual, 16, false);
   std::erase_if(list, [](const Listed& entry) { return !is_here(entry.key.kind); });

@@ -1,0 +1,53 @@
+// Decode: few query rows over long cached keys. The chunks of all sequences are spread over the chip; each
+// gives a state, and states are merged in the order in which a prefill has them (docs/cuda_decode.md).
+#include "decode_bring.cuh"
+#include "decode_finish.cuh"
+
+namespace chorale::kernels {
+
+__device__ void consume(const ForwardParams& params, DecodeMemory& memory) {
+  const int warp = threadIdx.x / 32;
+  Progress progress;
+  PassRing passes;
+  Running running;
+  Outputs out;
+  for (;; ++passes.used) {
+    mbarrier_wait(&memory.shared.pass_full, passes.parity());
+    const Pass pass = memory.shared.pass;
+    if (pass.sequence < 0) return;
+    if (pass.first) {
+      running.reset();
+      for (auto& block : out)
+        for (auto& group : block)
+          for (float& x : group) x = 0.f;
+    }
+    take_keys(params, memory, pass, progress, running, warp);
+    take_values(params, memory, pass, progress, out, warp);
+    if (pass.last) finish(params, memory.shared, pass, running, out, warp);
+  }
+}
+
+}  // namespace chorale::kernels
+
+extern "C" __device__ const int chorale_decode_smem = sizeof(chorale::kernels::DecodeMemory);
+extern "C" __device__ const int chorale_decode_threads = chorale::kernels::decode_threads;
+extern "C" __device__ const int chorale_decode_overlaps = 1;  // with the launch before it
+
+extern "C" __global__ void __launch_bounds__(chorale::kernels::decode_threads, 1)
+    chorale_decode(const __grid_constant__ chorale::kernels::ForwardParams params) {
+  using namespace chorale::kernels;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  DecodeMemory& memory = *reinterpret_cast<DecodeMemory*>(shared);
+  if (threadIdx.x == 0) {
+    grid_dependency_launch();
+    memory.initialise();
+  }
+  __syncthreads();
+  if (threadIdx.x < consumer_threads) {
+    take_registers<consume_registers>();
+    consume(params, memory);
+  } else {
+    give_registers<bring_registers>();
+    if (threadIdx.x < consumer_threads + bringers) Bringer(params, memory).run();
+  }
+}

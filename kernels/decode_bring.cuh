@@ -1,0 +1,211 @@
+// The decode kernel's last warps: they find the work and bring queries, keys and values.
+#pragma once
+
+#include "decode_memory.cuh"
+#include "program.cuh"
+
+namespace chorale::kernels {
+
+// Item `index` of the launch, its first pass. Neighbouring items are KV heads of the same keys, which lie
+// side by side in memory.
+__device__ __forceinline__ Pass find_item(const ForwardParams& params, int index) {
+  const PlanView& plan = params.plan;
+  Pass pass = {};
+  pass.sequence = -1;
+  if (index >= plan.counts->split_items * params.kv_heads) return pass;
+  const SplitItem item = plan.split_items[index / params.kv_heads];
+  const RowBlock block = plan.row_blocks[item.block];
+  const Sequence sequence = plan.sequences[block.sequence];
+  pass.sequence = block.sequence;
+  pass.kv_head = index % params.kv_heads;
+  pass.kv_first = sequence.kv_first;
+  pass.kv_len = sequence.kv_len;
+  pass.q_row = sequence.q_first + block.first;
+  pass.positions = min(Config::positions, sequence.q_len - block.first);
+  pass.q_position = sequence.kv_len - sequence.q_len + block.first;
+  pass.arrivals = pass.kv_head * plan.counts->row_blocks + item.block;
+  pass.chunk = item.chunk;
+  pass.chunks = item.chunks;
+  pass.first_slot = item.first_slot;
+  pass.tile = item.chunk * chunk_tiles;
+  return pass;
+}
+
+// 0: the rows see no key of the tile, 2: they see all, 1: look at each.
+__device__ __forceinline__ int tile_coverage(const ForwardParams& params, const Pass& pass, int tile) {
+  const int k_first = tile * Config::tile, k_end = k_first + Config::tile;
+  int seen = k_end <= pass.kv_len ? 2 : 1;
+  if constexpr (Config::masked) {
+    const int head = params.first_query_head + pass.kv_head * Config::group;
+    seen = min(seen, program_coverage(params.plan.tables, pass.sequence, head, head + Config::group - 1,
+                                      pass.q_position, pass.q_position + pass.positions - 1, k_first,
+                                      min(k_end, pass.kv_len) - 1));
+  }
+  return seen;
+}
+
+class Bringer {
+ public:
+  __device__ Bringer(const ForwardParams& params, DecodeMemory& memory)
+      : params_(params), memory_(memory), thread_(threadIdx.x - consumer_threads) {}
+
+  __device__ void run() {
+    if (thread_ == 0) prefetch_maps();
+    // What a plan says does not come from the launch before this one, so it may be read before that one's
+    // end.
+    Pass item = find_item(params_, blockIdx.x);
+    while (item.sequence >= 0) {
+      prepare(item);
+      grid_dependency_wait();
+      bring_pass(item);
+      while (!item.last) {
+        item.tile += pass_tiles;
+        prepare(item);
+        bring_pass(item);
+      }
+      item = find_item(params_, claimed());
+    }
+    grid_dependency_wait();
+    announce(item, 0);
+    if (thread_ == 0) leave();
+  }
+
+ private:
+  __device__ void prefetch_maps() const {
+    prefetch_tensor_map(&params_.q);
+    prefetch_tensor_map(&params_.k);
+    prefetch_tensor_map(&params_.v);
+  }
+
+  // Which tiles of the pass are seen, and where their keys lie. Every warp finds out.
+  __device__ void prepare(Pass& pass) {
+    const int chunk_first = pass.chunk * chunk_tiles;
+    const int end = min(chunk_first + chunk_tiles, (pass.kv_len + Config::tile - 1) / Config::tile);
+    pass.first = pass.tile == chunk_first;
+    pass.last = pass.tile + pass_tiles >= end;
+    const int lane = thread_ % 32, tile = pass.tile + lane;
+    const int seen = lane < pass_tiles && tile < end ? tile_coverage(params_, pass, tile) : 0;
+    pass.visible = __ballot_sync(~0u, seen != 0);
+    pass.is_partial = __ballot_sync(~0u, seen == 1);
+    if constexpr (Config::paged) {
+      constexpr int size = Config::paged ? Config::page_size : 1;
+      const int* table = params_.plan.block_table +
+                         static_cast<long long>(pass.sequence) * params_.plan.counts->block_table_stride;
+      for (int box = thread_; box < pass_tiles * tile_boxes; box += bringers) {
+        const int position = pass.tile * Config::tile + box * box_slots;
+        if (position < pass.kv_len) memory_.shared.pages[box] = table[position / size];
+      }
+    }
+  }
+
+  __device__ void bring_pass(const Pass& pass) {
+    announce(pass, query_slabs * Config::rows * slab_row_bytes);
+    if (thread_ < query_slabs)
+      copy_box(memory_.shared.query[thread_], &params_.q, &memory_.shared.pass_full, thread_ * 64,
+               pass.kv_head * Config::group, pass.q_row);
+    for (u32 tiles = pass.visible; tiles != 0; tiles &= tiles - 1) {
+      const int tile = __ffs(tiles) - 1;
+      for (int slab = 0; slab < key_slabs; ++slab)
+        bring_slab<false>(pass, tile, slab, &memory_.key_full[tile][slab]);
+    }
+    for (u32 tiles = pass.visible; tiles != 0; tiles &= tiles - 1) {
+      // The next item is claimed as late as hides the delay: what one claims ahead, others cannot take.
+      if (pass.last && (tiles & (tiles - 1)) == 0) claim();
+      for (int slab = 0; slab < value_slabs; ++slab)
+        bring_slab<true>(pass, __ffs(tiles) - 1, slab, &memory_.value_full[slabs_.index()]);
+    }
+    if (pass.last && pass.visible == 0) claim();
+    sync_bringers();  // the next pass writes pages
+  }
+
+  __device__ void announce(const Pass& pass, u32 query_bytes) {
+    if (thread_ == 0) {
+      mbarrier_wait(&memory_.shared.pass_free, passes_.parity() ^ 1);
+      memory_.shared.pass = pass;
+      mbarrier_arrive_expect_bytes(&memory_.shared.pass_full, query_bytes);
+    }
+    sync_bringers();
+    ++passes_.used;
+  }
+
+  __device__ void claim() {
+    if (thread_ == 0) claimed_ = gridDim.x + atomicAdd(params_.plan.next_item, 1);
+  }
+  __device__ int claimed() {
+    if constexpr (!copies_rows) return __shfl_sync(~0u, claimed_, 0);
+    if (thread_ == 0) memory_.shared.next_item = claimed_;
+    sync_bringers();
+    return memory_.shared.next_item;
+  }
+
+  // One slab of keys or values. What lies past the sequence's end keeps what was there.
+  template <bool values>
+  __device__ __forceinline__ void bring_slab(const Pass& pass, int tile, int slab, u64* full) {
+    const int slot = slabs_.index();
+    mbarrier_wait(&memory_.slab_free[slot], slabs_.parity() ^ 1);
+    if constexpr (copies_rows)
+      copy_rows<values>(pass, tile, slab, memory_.slab[slot], full);
+    else
+      copy_boxes<values>(pass, tile, slab, memory_.slab[slot], full);
+    ++slabs_.used;
+  }
+
+  // By the copy engine; lanes share the boxes.
+  template <bool values>
+  __device__ __forceinline__ void copy_boxes(const Pass& pass, int tile, int slab, unsigned char* to,
+                                             u64* full) {
+    const int first = (pass.tile + tile) * Config::tile;
+    const int live = min(tile_boxes, (pass.kv_len - first + box_slots - 1) / box_slots);
+    if (thread_ == 0) mbarrier_arrive_expect_bytes(full, live * (box_slots * slab_row_bytes));
+    __syncwarp();
+    for (int box = thread_; box < live; box += 32) {
+      int page = 0, slot = pass.kv_first + first;
+      if constexpr (Config::paged) {
+        page = memory_.shared.pages[tile * tile_boxes + box];
+        slot = Config::page_size > Config::tile ? first % Config::page_size : 0;
+      }
+      copy_box(to + box * (box_slots * slab_row_bytes), values ? &params_.v : &params_.k, full,
+               slab * slab_columns, pass.kv_head, slot, page);
+    }
+  }
+
+  // By threads: each has one of a row's eight pieces of 16 bytes, in every sixteenth row.
+  template <bool values>
+  __device__ __forceinline__ void copy_rows(const Pass& pass, int tile, int slab, unsigned char* to,
+                                            u64* full) {
+    constexpr int element_bytes = Config::fp8_cache ? 1 : 2, step = bringers / 8;
+    constexpr int row_bytes = (values ? Config::value_dim : Config::head_dim) * element_bytes;
+    const Rows& rows = values ? params_.v_rows : params_.k_rows;
+    const long long page_stride = values ? params_.v_page_stride : params_.k_page_stride;
+    const int piece = thread_ % 8, first_row = thread_ / 8;
+    const int live = pass.kv_len - (pass.tile + tile) * Config::tile;
+    if (slab * slab_row_bytes + piece * 16 < row_bytes) {
+      const char* from = static_cast<const char*>(rows.data) +
+                         pass.kv_head * rows.head_stride * element_bytes + slab * slab_row_bytes + piece * 16;
+      const u32 base = shared_address(to) + ((piece ^ (first_row & 7)) << 4);
+#pragma unroll
+      for (int row = first_row; row < Config::tile; row += step) {
+        if (row >= live) break;
+        const long long page = memory_.shared.pages[tile * tile_boxes + row / box_slots];
+        copy_16_bytes(base + row * slab_row_bytes,
+                      from + (page * page_stride + row % box_slots * rows.token_stride) * element_bytes);
+      }
+    }
+    copies_arrive(full);
+  }
+
+  // The last block of threads to finish leaves the counters as it found them.
+  __device__ void leave() const {
+    if (count_arrival(reinterpret_cast<u32*>(params_.plan.next_item + 1), gridDim.x - 1) == gridDim.x - 1)
+      params_.plan.next_item[0] = 0;
+  }
+
+  const ForwardParams& params_;
+  DecodeMemory& memory_;
+  int thread_;
+  int claimed_ = 0;
+  SlabRing slabs_;
+  PassRing passes_;
+};
+
+}  // namespace chorale::kernels

@@ -1,0 +1,99 @@
+// Fragments of m16n8k16 matrix instructions from slabs. Keys and value columns are the 16 rows of A, the rows
+// of a row block are the 8 columns of B: so a row block of 8 wastes nothing. Steps of 16 come in pairs, "32".
+//
+// In a fragment, thread g of 8, c of 4 (lane = 4 g + c) holds of A rows g and g + 8, and of the step's 16
+// products 2c, 2c + 1, 2c + 8 and 2c + 9. Which product has which number within a step changes no bit, so
+// 8-bit codes are taken as ldmatrix hands them out: as 4c to 4c + 3.
+#pragma once
+
+#include "decode_memory.cuh"
+
+namespace chorale::kernels {
+
+// Where the 16 bytes `piece` of a row lie in a slab.
+__device__ __forceinline__ u32 slab_place(int row, int piece) {
+  return row * slab_row_bytes + ((piece ^ (row & 7)) << 4);
+}
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+  return Config::bfloat16 ? pack_bfloat16(low, high) : pack_float16(low, high);
+}
+__device__ __forceinline__ float unpack(u16 x) {
+  return Config::bfloat16 ? bfloat16_to_float(x) : float16_to_float(x);
+}
+// Two codes as the values they stand for.
+__device__ __forceinline__ u32 decode_pair(u32 codes, float scale) {
+  const float2 x = unpack_e4m3(static_cast<u16>(codes));
+  return pack(__fmul_rn(x.x, scale), __fmul_rn(x.y, scale));
+}
+
+// Rows of a row group: b[2 s], b[2 s + 1] of step s.
+__device__ __forceinline__ void load_queries(u32 (&b)[4], const DecodeShared& shared, int group, int pair) {
+  const int lane = threadIdx.x % 32;
+  const u32 slab = shared_address(shared.query[pair / 2]);
+  if constexpr (!Config::fp8_cache) {
+    load_matrices(b, slab + slab_place(8 * group + lane % 8, pair % 2 * 4 + lane / 8));
+  } else {
+    const unsigned char* rows = shared.query[pair / 2];
+    for (int step = 0; step < 2; ++step) {
+      const int column = pair % 2 * 32 + step * 16 + lane % 4 * 4;
+      const uint2 x = *reinterpret_cast<const uint2*>(rows + slab_place(8 * group + lane / 4, column / 8) +
+                                                      column % 8 * 2);
+      b[2 * step] = x.x;
+      b[2 * step + 1] = x.y;
+    }
+  }
+}
+
+// 16 keys by two steps of columns.
+__device__ __forceinline__ void load_keys(u32 (&a)[2][4], u32 slab, int keys, int pair, float scale) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (!Config::fp8_cache) {
+    for (int step = 0; step < 2; ++step)
+      load_matrices(a[step], slab + slab_place(keys + lane % 16, pair * 4 + step * 2 + lane / 16));
+  } else {
+    u32 codes[4];
+    load_matrices(codes, slab + slab_place(keys + lane % 16, pair * 2 + lane / 16));
+    for (int i = 0; i < 4; ++i) {
+      a[i / 2][i % 2] = decode_pair(codes[i], scale);
+      a[i / 2][i % 2 + 2] = decode_pair(codes[i] >> 16, scale);
+    }
+  }
+}
+
+// 16 value columns by two steps of keys. `piece` counts 16 columns within the slab. Rows of A: column_of().
+__device__ __forceinline__ void load_values(u32 (&a)[2][4], u32 slab, int keys, int piece, float scale) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (!Config::fp8_cache) {
+    for (int step = 0; step < 2; ++step)
+      load_matrices_transposed(
+          a[step], slab + slab_place(keys + step * 16 + lane % 8 + lane / 16 * 8, piece * 2 + lane / 8 % 2));
+  } else {
+    u32 codes[4];
+    load_matrices_transposed(codes, slab + slab_place(keys + lane, piece));
+    for (int i = 0; i < 4; ++i) {
+      const u32 columns = __byte_perm(codes[i], 0, 0x3120);  // two keys of one column, two of the next
+      a[i / 2][i % 2 * 2] = decode_pair(columns, scale);
+      a[i / 2][i % 2 * 2 + 1] = decode_pair(columns >> 16, scale);
+    }
+  }
+}
+// The column, of 16, that A's row g (half 0) or g + 8 (half 1) stands for.
+__device__ __forceinline__ int column_of(int half) {
+  const int g = threadIdx.x % 32 / 4;
+  return Config::fp8_cache ? 2 * g + half : g + 8 * half;
+}
+// The element of a slab, as load_values() sees it.
+__device__ __forceinline__ float value_element(const unsigned char* slab, int key, int column, float scale) {
+  constexpr int bytes = Config::fp8_cache ? 1 : 2;
+  const unsigned char* at = slab + slab_place(key, column * bytes / 16) + column * bytes % 16;
+  if constexpr (!Config::fp8_cache) return unpack(*reinterpret_cast<const u16*>(at));
+  return unpack(static_cast<u16>(decode_pair(*at, scale)));
+}
+
+// Probabilities of 32 keys for a row group.
+__device__ __forceinline__ void load_probabilities(u32 (&b)[4], const Probabilities& p, int group, int key) {
+  load_matrices_transposed(b, shared_address(p.values[group][key + threadIdx.x % 32]));
+}
+
+}  // namespace chorale::kernels

@@ -1,0 +1,140 @@
+// What the warps of the decode kernel share, and the barriers by which they hand it over.
+//
+// A block of threads takes one chunk of keys under one KV head after another. Eight warps consume, one
+// brings. A chunk is taken in passes of eight tiles: first each warp multiplies the keys of one tile, then
+// the warps agree on the running maxima, then each warp multiplies its own columns of all tiles' values.
+#pragma once
+
+#include "config.cuh"
+#include "params.h"
+#include "ptx.cuh"
+
+namespace chorale::kernels {
+
+constexpr int consumers = 8;  // warps
+constexpr int consumer_threads = 32 * consumers, decode_threads = consumer_threads + 128;
+constexpr int consume_registers = 216, bring_registers = 72;
+constexpr int pass_tiles = consumers, pass_keys = pass_tiles * Config::tile;
+constexpr int chunk_tiles = Config::chunk / Config::tile;
+static_assert(Config::chunk % Config::tile == 0 && Config::tile % 32 == 0);
+
+// Rows are taken in groups of 8, the narrow side of a matrix instruction.
+constexpr int row_groups = (Config::rows + 7) / 8, padded_rows = 8 * row_groups;
+static_assert(row_groups <= 4, "a decode's row block has at most 32 rows");
+
+// Keys and values lie in slabs: a tile's rows of 128 bytes, swizzled.
+constexpr int slab_row_bytes = 128, slab_bytes = Config::tile * slab_row_bytes;
+constexpr int slab_columns = Config::fp8_cache ? 128 : 64;
+constexpr int key_slabs = (Config::head_dim + slab_columns - 1) / slab_columns;
+constexpr int value_slabs = (Config::value_dim + slab_columns - 1) / slab_columns;
+constexpr int query_slabs = (Config::head_dim + 63) / 64;
+constexpr int query_slab_bytes = padded_rows * slab_row_bytes;
+
+// Boxes of consecutive slots: packed keys have one a tile, pages of fewer slots than a tile one a page.
+constexpr int box_slots =
+    Config::paged && Config::page_size < Config::tile ? Config::page_size : Config::tile;
+constexpr int tile_boxes = Config::tile / box_slots;
+
+// The copy engine takes about 50 clocks a box beside the rows themselves, and threads have less in flight:
+// pages of up to four slots are brought by threads, 16 bytes at a time.
+constexpr bool copies_rows = Config::paged && Config::page_size <= 4;
+static_assert(!copies_rows || Config::page_size <= Config::tile);
+constexpr int bringers = copies_rows ? 128 : 32;  // threads
+
+// One pass over up to eight tiles.
+struct Pass {
+  int sequence;  // -1: no more work
+  int kv_head;
+  int kv_first;  // packed keys: row of the sequence's first key
+  int kv_len;
+  int q_row;       // the row block's first row of q, out and lse
+  int positions;   // query positions in use, at most Config::positions
+  int q_position;  // logical position of the first
+  int arrivals;    // of its row block: which counter
+  int chunk, chunks, first_slot;
+  int tile;                 // the pass's first
+  u32 visible, is_partial;  // bit i: tile + i
+  bool first, last;         // of its chunk
+};
+
+// A place in a ring of `size` buffers that are used in turn.
+template <int size>
+struct Ring {
+  u32 used = 0;
+  __device__ u32 index() const { return used % size; }
+  __device__ u32 parity() const { return used / size & 1; }  // of the barrier that a use completes
+};
+
+struct Probabilities {
+  u16 values[row_groups][pass_keys][8];  // 8 rows of a key side by side
+};
+// A batch of partial states on their way into the total: lives where the probabilities were.
+struct MergeBatch {
+  static constexpr int chunks = 32;
+  float weights[Config::rows][chunks][4];  // of the total, of the chunk; the chunk's sum
+};
+
+struct DecodeShared {
+  alignas(1024) unsigned char query[query_slabs][query_slab_bytes];
+  union {
+    Probabilities p;
+    MergeBatch merge;
+  };
+  float tile_maximum[pass_tiles][padded_rows];
+  float rescale[pass_tiles][padded_rows];
+  float tile_sum[pass_tiles][padded_rows][4];  // by lanes of a quad
+  float row_sum[padded_rows];
+  int is_last_arrival;
+  int next_item;
+  Pass pass;
+  int pages[pass_tiles * tile_boxes];
+  u64 pass_full, pass_free;
+};
+
+constexpr int shared_limit = 232448;
+constexpr int slots_that_fit = (shared_limit - int(sizeof(DecodeShared)) - 2048) / (slab_bytes + 16);
+constexpr int slots = slots_that_fit < 32 ? slots_that_fit : 32;
+static_assert(slots >= key_slabs && slots >= value_slabs && slots <= 32);
+using SlabRing = Ring<slots>;
+using PassRing = Ring<1>;
+
+// How far a consumer has come: in the ring, and the parities of the barriers it waits for, a bit each.
+struct Progress {
+  SlabRing slab;
+  u32 key_parity = 0;    // by tile of a pass
+  u32 value_parity = 0;  // by slot
+};
+
+// Each warp waits for all values but only for its own keys, and could not tell from a slot's barrier how
+// often keys of other warps have come and gone there. So keys have barriers by tile, which are used once a
+// pass.
+struct DecodeMemory {
+  alignas(1024) unsigned char slab[slots][slab_bytes];
+  DecodeShared shared;
+  u64 key_full[pass_tiles][key_slabs], value_full[slots], slab_free[slots];
+
+  static constexpr int full_arrivals = copies_rows ? bringers : 1;
+
+  __device__ void initialise() {
+    for (auto& tile : key_full)
+      for (u64& full : tile) mbarrier_init(&full, full_arrivals);
+    for (int i = 0; i < slots; ++i) {
+      mbarrier_init(&value_full[i], full_arrivals);
+      mbarrier_init(&slab_free[i], consumers);
+    }
+    mbarrier_init(&shared.pass_full, 1);
+    mbarrier_init(&shared.pass_free, consumers);
+    mbarrier_init_fence();
+  }
+};
+static_assert(sizeof(DecodeMemory) <= shared_limit);
+
+__device__ __forceinline__ void sync_consumers() { named_barrier_sync(1, consumer_threads); }
+__device__ __forceinline__ void sync_bringers() {
+  if constexpr (bringers == 32)
+    __syncwarp();
+  else
+    named_barrier_sync(2, bringers);
+}
+
+}  // namespace chorale::kernels

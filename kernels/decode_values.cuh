@@ -1,0 +1,138 @@
+// The decode kernel's second half: a warp multiplies its own columns of all tiles' values.
+#pragma once
+
+#include "decode_fragments.cuh"
+#include "program.cuh"
+
+namespace chorale::kernels {
+
+// Columns are dealt to warps in blocks of 16.
+constexpr int value_blocks = Config::value_dim / 16,
+              warp_value_blocks = (value_blocks + consumers - 1) / consumers;
+constexpr int slab_value_blocks = slab_columns / 16;
+
+// A thread's outputs: columns column_of(half) of each of its blocks, rows 8 n + 2c and + 1:
+// outputs[block][n][2 * half + (row)].
+using Outputs = float[warp_value_blocks][row_groups][4];
+
+__device__ __forceinline__ int value_block(int warp, int i) { return warp + i * consumers; }
+
+__device__ __forceinline__ void rescale(Outputs& out, const DecodeShared& shared, int tile) {
+#pragma unroll
+  for (int n = 0; n < row_groups; ++n) {
+    const float2 by = *reinterpret_cast<const float2*>(&shared.rescale[tile][8 * n + threadIdx.x % 4 * 2]);
+#pragma unroll
+    for (int i = 0; i < warp_value_blocks; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        out[i][n][2 * half] = __fmul_rn(out[i][n][2 * half], by.x);
+        out[i][n][2 * half + 1] = __fmul_rn(out[i][n][2 * half + 1], by.y);
+      }
+  }
+}
+
+// 0 times NaN is NaN: values past the sequence's end, `live` keys of the 32, become zero.
+__device__ __forceinline__ void clear_dead_values(u32 (&value)[2][4], int live) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int key = i / 2 * 8 + threadIdx.x % 4 * 2;
+    u32& x = value[i / 4][i / 2 % 2 * 2 + i % 2];
+    if (key >= live)
+      x = 0;
+    else if (key + 1 >= live)
+      x &= 0xffffu;
+  }
+}
+
+// So do values that are not finite; true where there was one. add_infinite_values() puts them back where they
+// are seen.
+__device__ __forceinline__ bool clear_infinite_values(u32 (&value)[2][4]) {
+  constexpr u32 exponent = Config::bfloat16 ? 0x7f80u : 0x7c00u;
+  bool found = false;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    u32& x = value[i / 4][i % 4];
+    const bool low = (x & exponent) == exponent, high = (x >> 16 & exponent) == exponent;
+    if (low) x &= 0xffff0000u;
+    if (high) x &= 0xffffu;
+    found = found || low || high;
+  }
+  return found;
+}
+__device__ __noinline__ float add_infinite_values(float out, const ForwardParams& params, const Pass& pass,
+                                                  const DecodeShared& shared, const unsigned char* slab,
+                                                  int tile, int first, int row, int column, float scale) {
+  const int q = pass.q_position + row / Config::group;
+  const int h = params.first_query_head + pass.kv_head * Config::group + row % Config::group;
+  for (int key = first; key < first + 32; ++key) {
+    const int k = (pass.tile + tile) * Config::tile + key;
+    if (k >= pass.kv_len) break;
+    const float value = value_element(slab, key, column, scale);
+    if (fabsf(value) < infinity) continue;
+    bool visible = true;
+    if constexpr (Config::masked) visible = program_visible(params.plan.tables, pass.sequence, h, q, k);
+    if (!visible) continue;
+    const float p = unpack(shared.p.values[row / 8][tile * Config::tile + key][row % 8]);
+    out = __fadd_rn(out, __fmul_rn(p, value));
+  }
+  return out;
+}
+
+// One tile's values of one block of columns.
+__device__ __forceinline__ void multiply_values(float (&out)[row_groups][4], const ForwardParams& params,
+                                                const DecodeShared& shared, const Pass& pass,
+                                                const unsigned char* slab, int tile, int piece, float scale) {
+  const bool is_partial = pass.is_partial >> tile & 1;
+  const u32 values = shared_address(slab);
+#pragma unroll
+  for (int key = 0; key < Config::tile; key += 32) {
+    u32 value[2][4], p[row_groups][4];
+    load_values(value, values, key, piece, scale);
+#pragma unroll
+    for (int n = 0; n < row_groups; ++n) load_probabilities(p[n], shared.p, n, tile * Config::tile + key);
+    bool infinite = false;
+    if (is_partial) {
+      clear_dead_values(value, pass.kv_len - (pass.tile + tile) * Config::tile - key);
+      if constexpr (Config::masked) infinite = __any_sync(~0u, clear_infinite_values(value));
+    }
+#pragma unroll
+    for (int step = 0; step < 2; ++step)
+#pragma unroll
+      for (int n = 0; n < row_groups; ++n)
+        mma_m16n8k16<Config::bfloat16>(out[n], value[step], p[n][2 * step], p[n][2 * step + 1]);
+    if (infinite)
+      for (int n = 0; n < row_groups; ++n)
+        for (int i = 0; i < 4; ++i)
+          out[n][i] =
+              add_infinite_values(out[n][i], params, pass, shared, slab, tile, key,
+                                  8 * n + threadIdx.x % 4 * 2 + i % 2, 16 * piece + column_of(i / 2), scale);
+  }
+}
+
+// Tiles in ascending order.
+__device__ __forceinline__ void take_values(const ForwardParams& params, DecodeMemory& memory,
+                                            const Pass& pass, Progress& progress, Outputs& out, int warp) {
+  const int lane = threadIdx.x % 32;
+  const float scale = Config::fp8_cache ? params.v_scale[pass.kv_head] : 1.f;
+  for (u32 tiles = pass.visible; tiles != 0; tiles &= tiles - 1) {
+    const int tile = __ffs(tiles) - 1;
+    rescale(out, memory.shared, tile);
+#pragma unroll
+    for (int number = 0; number < value_slabs; ++number, ++progress.slab.used) {
+      const int slot = progress.slab.index();
+      mbarrier_wait(&memory.value_full[slot], progress.value_parity >> slot & 1);
+      progress.value_parity ^= 1u << slot;
+#pragma unroll
+      for (int i = 0; i < warp_value_blocks; ++i) {
+        const int block = value_block(warp, i);
+        if (block < value_blocks && block / slab_value_blocks == number)
+          multiply_values(out[i], params, memory.shared, pass, memory.slab[slot], tile,
+                          block % slab_value_blocks, scale);
+      }
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(&memory.slab_free[slot]);
+    }
+  }
+}
+
+}  // namespace chorale::kernels
