@@ -5,6 +5,8 @@
 SECONDS ?= 600
 REQUESTS ?= 5000
 
+# Tests run side by side; threads that wait give their core away (testPresets).
+run_tests = ctest --preset $(1) --parallel $$(nproc)
 configure_and_build = cmake --preset $(1) && cmake --build --preset $(1)
 
 help: ## list these commands
@@ -18,14 +20,14 @@ demo: ## build the program and watch a run in which generator and trainer agree 
 test: ## build everything and run all tests
 	scripts/setup.sh build
 	$(call configure_and_build,release)
-	ctest --preset release
+	$(call run_tests,release)
 
 check: ## before a commit: format, build, lint (of what changed), fast tests
 	scripts/setup.sh build check
 	scripts/check_format.sh
 	$(call configure_and_build,release)
 	scripts/lint.sh
-	ctest --preset fast
+	$(call run_tests,fast)
 
 format: ## rewrite the sources in the project's format
 	scripts/setup.sh check
@@ -42,12 +44,12 @@ extras: ## the Python peers (PyTorch, Transformers) that optional tests and benc
 asan: ## all tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	scripts/setup.sh build
 	$(call configure_and_build,asan)
-	ctest --preset asan
+	$(call run_tests,asan)
 
 tsan: ## all tests under ThreadSanitizer
 	scripts/setup.sh build
 	$(call configure_and_build,tsan)
-	ctest --preset tsan
+	$(call run_tests,tsan)
 
 fuzz: ## search for inputs that break a promise, SECONDS=600 for each target
 	scripts/setup.sh build fuzz

@@ -28,5 +28,6 @@ run_target() {
 }
 export -f run_target
 export seconds
+export OMP_WAIT_POLICY=passive  # the targets share the cores
 
 printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I {} bash -c 'run_target {}'
