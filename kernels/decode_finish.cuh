@@ -49,7 +49,7 @@ __device__ __forceinline__ void store_output(const ForwardParams& params, const 
         for (int half = 0; half < 2; ++half)
           if (value_block(warp, i) < value_blocks)
             row.data(params.out)[16 * value_block(warp, i) + column_of(half)] =
-                static_cast<u16>(pack(__fmul_rn(out[i][n][2 * half + e], end.factor), 0.f));
+                static_cast<u16>(pack(finished(out[i][n][2 * half + e], end.factor), 0.f));
     }
 }
 
@@ -196,7 +196,7 @@ __device__ __forceinline__ void merge_chunks(const ForwardParams& params, Decode
     const RowEnd end = end_row(params, row, shared.row_sum[pair / row_pairs], merged[i].sum);
     if (column == 0) store_lse(params, row, end.lse);
     *reinterpret_cast<u32*>(row.data(params.out) + column) =
-        pack(__fmul_rn(merged[i].out.x, end.factor), __fmul_rn(merged[i].out.y, end.factor));
+        pack(finished(merged[i].out.x, end.factor), finished(merged[i].out.y, end.factor));
   }
   sync_consumers();  // before shared memory gets its next use
 }

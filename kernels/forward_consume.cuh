@@ -203,8 +203,8 @@ __device__ __forceinline__ void store(const float (&out)[out_count], const Softm
     u32 d[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float x = __fmul_rn(out[8 * i + 2 * j], factor[j % 2]);
-      const float y = __fmul_rn(out[8 * i + 2 * j + 1], factor[j % 2]);
+      const float x = finished(out[8 * i + 2 * j], factor[j % 2]);
+      const float y = finished(out[8 * i + 2 * j + 1], factor[j % 2]);
       d[j] = Config::bfloat16 ? pack_bfloat16(x, y) : pack_float16(x, y);
     }
     const int column = 16 * i + lane / 16 * 8;

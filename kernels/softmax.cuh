@@ -60,4 +60,9 @@ __device__ __forceinline__ RowEnd row_end(float maximum, float sum, float factor
   return {__fmul_rn(weight, __frcp_rn(all)), __fmul_rn(largest + log2_approx(all), ln_2)};
 }
 
+// An output at its row's end. A row that has seen no key gives +0: its zeros may have either sign by now.
+__device__ __forceinline__ float finished(float out, float factor) {
+  return factor == 0.f ? 0.f : __fmul_rn(out, factor);
+}
+
 }  // namespace chorale::kernels
