@@ -35,7 +35,7 @@ format: ## rewrite the sources in the project's format
 
 bench: ## build and run the benchmarks
 	scripts/setup.sh build
-	$(call configure_and_build,release) --target chorale_bench bench
+	$(call configure_and_build,release) --target chorale_bench model_cpu bench
 	scripts/bench.sh
 
 extras: ## the Python peers (PyTorch, Transformers) that optional tests and benchmarks compare with

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
+#include <fstream>
 #include <functional>
 #include <string>
 #include <vector>
@@ -14,10 +16,8 @@
 #include "base/float.h"
 #include "base/threads.h"
 #include "chorale/chorale.h"
-#include "model/linear.h"
-#include "model/log_prob.h"
 #include "model/model.h"
-#include "model/operations.h"
+#include "model_operations.h"
 #include "peaks.h"
 #include "rollout/cached_attention.h"
 #include "rollout/sampler.h"
@@ -33,6 +33,21 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+// Processor time of this process. On a machine that others use too it tells how much of a second of the clock
+// was ours.
+double cpu_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+struct Span {
+  Clock::time_point start = Clock::now();
+  double cpu_start = cpu_seconds();
+  double seconds() const { return seconds_since(start); }
+  // How much of `threads` cores this process had.
+  double share(int threads) const { return (cpu_seconds() - cpu_start) / (seconds() * threads); }
+};
+
 struct Options {
   int layers = 28, threads = 0, steps = 2;
   std::int64_t tokens = 4096, sequence = 1024, context = 1024;
@@ -40,6 +55,8 @@ struct Options {
   double seconds = 5;  // of each decode
   bool train = true, operations = false;
 };
+
+int threads_of(const Options& options) { return options.threads > 0 ? options.threads : default_threads(); }
 
 ModelConfig qwen3_600m(const Options& options) {
   ModelConfig config;
@@ -152,10 +169,11 @@ Status measure_decode(const Model& model, Timed& timed, int batch, const Options
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch), 1), rows;
   for (int i = 0; i < batch; ++i) rows.push_back(i);
   double seconds = 0, in_attention = 0, sampling = 0;
+  Span span;
   int steps = 0;
   constexpr int warm = 2;
   for (; steps < warm + 3 || (seconds < options.seconds && steps < 250); ++steps) {
-    if (steps == warm) seconds = sampling = 0, timed.take_seconds();
+    if (steps == warm) seconds = sampling = 0, timed.take_seconds(), span = Span();
     const auto start = Clock::now();
     std::vector<std::int32_t> positions;
     step.slots.clear();
@@ -179,10 +197,13 @@ Status measure_decode(const Model& model, Timed& timed, int batch, const Options
     seconds += seconds_since(start);
   }
   in_attention = timed.take_seconds();
+  const double share = span.share(threads_of(options));
   steps -= warm;
   const double bytes = matrix_elements(config) * 2 * steps;
-  fmt::print("decode, batch {:2}, context {}: {:8.2f} tokens/s, {:7.2f} ms a step ({} steps)\n", batch,
-             options.context, batch * steps / seconds, 1e3 * seconds / steps, steps);
+  fmt::print(
+      "decode, batch {:2}, context {}: {:8.2f} tokens/s, {:7.2f} ms a step ({} steps; {:.0f}% of the "
+      "cores)\n",
+      batch, options.context, batch * steps / seconds, 1e3 * seconds / steps, steps, 100 * share);
   fmt::print(
       "    attention {:.1f}%, sampling {:.1f}%; weights read at {:.1f} GB/s, {:.0f}% of the memory's "
       "bandwidth; products {:.0f} GFLOP/s\n",
@@ -205,87 +226,34 @@ std::vector<TrainingSequence> random_sequences(const Options& options, int vocab
   return sequences;
 }
 
-// The seconds of one call, the best of several.
-template <class Call>
-double best_seconds(const Call& call) {
-  double best = 1e30;
-  for (int i = 0; i < 3; ++i) {
-    const auto start = Clock::now();
-    call();
-    best = std::min(best, seconds_since(start));
-  }
-  return best;
+// What a training step takes: master weights, gradients, two moments and both packed forms, the embedding,
+// kept activations, the rows that layers work in, logits.
+double training_bytes(const ModelConfig& config, const Options& options) {
+  const auto tokens = static_cast<double>(options.tokens), hidden = static_cast<double>(config.hidden_size);
+  const double heads = config.head_dim * (config.num_attention_heads + config.num_key_value_heads);
+  const double columns = 2 * hidden + 2.0 * config.intermediate_size + 3 * heads;
+  const double matrices = matrix_elements(config) * (4 * 4 + 2 * 2) + hidden * config.vocab_size * 2;
+  const double working = 2 * 4 * tokens * (7 * hidden + 3.0 * config.intermediate_size + 3 * heads);
+  return matrices + 2 * columns * tokens * config.num_hidden_layers + working +
+         4 * std::min(tokens, 1024.0) * config.vocab_size;
 }
-
-// Where a training step's time goes: the products of one linear layer of each shape, as a layer runs them,
-// and the row-wise operations.
-void measure_operations(const ModelConfig& config, const Options& options, const Limits& limits) {
-  const int threads = options.threads > 0 ? options.threads : default_threads();
-  const std::int64_t rows = options.tokens, hidden = config.hidden_size, wide = config.intermediate_size;
-  const auto noise = [](std::int64_t count, std::int64_t columns) {
-    const RowBuffer buffer(count, columns);
-    for (std::int64_t i = 0; i < count; ++i)
-      for (std::int64_t j = 0; j < columns; ++j)
-        buffer[i][j] = static_cast<float>((i * 7 + j * 3) % 64 - 32) / 32;
-    return buffer;
-  };
-  const auto line = [&](const char* what, double flops, double seconds) {
-    fmt::print("    {:34} {:8.2f} ms", what, 1e3 * seconds);
-    if (flops > 0)
-      fmt::print("  {:7.0f} GFLOP/s, {:3.0f}% of the peak", flops / seconds / 1e9,
-                 100 * flops / seconds / limits.flops);
-    fmt::print("\n");
-    std::fflush(stdout);
-  };
-  fmt::print("operations on {} rows:\n", rows);
-  for (const auto& [inputs, outputs] : {std::pair{hidden, wide}, {wide, hidden}, {hidden, hidden}}) {
-    const RowBuffer x = noise(rows, inputs), y = noise(rows, outputs), grad_x = noise(rows, inputs);
-    const Tensor weight = Tensor::zeros(DType::float32, {outputs, inputs}), sums = weight.clone();
-    Linear linear(weight, config.compute_dtype, threads);
-    linear.prepare_backward(threads);
-    const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(inputs * outputs);
-    const std::string shape = fmt::format("{} to {}, ", inputs, outputs);
-    line((shape + "forward").c_str(), flops, best_seconds([&] {
-           for_row_blocks(rows, threads, [&](RowRange range, int inner) {
-             linear.forward(x, y, range, config.compute_dtype, inner);
-           });
-         }));
-    line((shape + "backward").c_str(), flops, best_seconds([&] {
-           for_row_blocks(rows, threads,
-                          [&](RowRange range, int inner) { linear.backward(y, grad_x, range, inner); });
-         }));
-    line((shape + "weight gradient").c_str(), flops,
-         best_seconds([&] { Linear::backward_weight(y, x, config.compute_dtype, sums, threads); }));
-    line((shape + "packing").c_str(), 0, best_seconds([&] { linear.assign(weight, threads); }));
-  }
-  const RowBuffer x = noise(rows, wide), y = noise(rows, wide), z = noise(rows, wide), g = noise(rows, wide);
-  const auto each = [&](const char* what, const auto& body) {
-    line(what, 0, best_seconds([&] { for_each_row({0, rows}, threads, body); }));
-  };
-  const std::vector<float> ones(static_cast<std::size_t>(wide), 1.0f);
-  each("norm of hidden",
-       [&](std::int64_t i) { ops::rms_norm(x[i], ones.data(), hidden, 1e-6f, config.compute_dtype, y[i]); });
-  each("norm of hidden, backward",
-       [&](std::int64_t i) { ops::rms_norm_backward(x[i], ones.data(), hidden, 1e-6f, z[i], y[i]); });
-  each("swiglu", [&](std::int64_t i) { ops::swiglu(x[i], z[i], wide, config.compute_dtype, y[i]); });
-  each("swiglu, backward", [&](std::int64_t i) {
-    ops::swiglu_backward(x[i], z[i], wide, config.compute_dtype, z[i], y[i], g[i]);
-  });
-  constexpr std::int64_t tokens = 64;
-  const RowBuffer logits = noise(tokens, config.vocab_size);
-  const auto vocabulary = [&](const char* what, const auto& body) {
-    line(what, 0, best_seconds([&] { for_each_row({0, tokens}, threads, body); }));
-  };
-  vocabulary("log-probability of 64 tokens",
-             [&](std::int64_t i) { (void)token_log_prob(logits[i], config.vocab_size, 1.0f, 1); });
-  vocabulary("log-probability of 64, backward", [&](std::int64_t i) {
-    token_log_prob_backward(normalizer(logits[i], 16, 1.0f), logits[i], config.vocab_size, 1.0f, 1, 0.001f,
-                            logits[i]);
-  });
+double available_bytes() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("MemAvailable:")) return std::stod(line.substr(line.find(':') + 1)) * 1024;
+  return 0;
 }
 
 Status measure_training(const ModelConfig& config, ParameterSet parameters, Timed& timed,
                         const Options& options, const Limits& limits) {
+  const double needed = training_bytes(config, options),
+               available = available_bytes() + 4 * matrix_elements(config);
+  if (needed > available) {
+    fmt::print(
+        "training step left out: {:.1f} GB needed, {:.1f} available; --layers and --tokens make it smaller\n",
+        needed / 1e9, available / 1e9);
+    return Status::ok();
+  }
   const Attention attention(config.problem(), timed, Device::cpu(options.threads));
   const std::vector<PackedLayer> layers(static_cast<std::size_t>(config.num_hidden_layers),
                                         PackedLayer{attention, attention});
@@ -312,14 +280,15 @@ Status measure_training(const ModelConfig& config, ParameterSet parameters, Time
   };
   for (int i = 0; i < options.steps; ++i) {
     timed.take_seconds();
-    const auto start = Clock::now();
+    const Span span;
     CHORALE_ASSIGN_OR_RETURN(const StepResult result, trainer.step(sequences, loss));
-    const double seconds = seconds_since(start), in_attention = timed.take_seconds();
+    const double seconds = span.seconds(), share = span.share(threads_of(options)),
+                 in_attention = timed.take_seconds();
     fmt::print(
         "training step {}, {} tokens in sequences of {}, logits of {:.0f}: {:8.1f} tokens/s, {:.2f} s, "
-        "loss {:.4f}\n",
+        "loss {:.4f} ({:.0f}% of the cores)\n",
         i + 1, options.tokens, options.sequence, logits, static_cast<double>(options.tokens) / seconds,
-        seconds, result.loss);
+        seconds, result.loss, 100 * share);
     fmt::print(
         "    attention {:.1f}%; {:.2f} TFLOP of products and {:.2f} of attention: {:.0f} GFLOP/s, {:.0f}% "
         "of the peak\n",
@@ -344,7 +313,7 @@ std::string_view products_by() {
 
 Status run(const Options& options) {
   const ModelConfig config = qwen3_600m(options);
-  const int threads = options.threads > 0 ? options.threads : default_threads();
+  const int threads = threads_of(options);
   const Limits limits{peak_flops(true, threads), peak_bandwidth(threads)};
   fmt::print("{} layers, {:.0f} million elements in matrices, bfloat16; {} threads, {}, products by {}\n",
              config.num_hidden_layers, matrix_elements(config) / 1e6, threads, simd::level(), products_by());
@@ -368,7 +337,7 @@ Status run(const Options& options) {
       std::fflush(stdout);
     }
   }
-  if (options.operations) measure_operations(config, options, limits);
+  if (options.operations) print_operations(config, options.tokens, threads, limits.flops);
   if (options.train)
     CHORALE_RETURN_IF_ERROR(measure_training(config, std::move(parameters), timed, options, limits));
   rusage usage{};

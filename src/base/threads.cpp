@@ -71,11 +71,12 @@ int default_threads() {
 
 void parallel_for(std::int64_t count, int threads, const std::function<void(std::int64_t, int)>& body) {
   if (threads <= 0) threads = default_threads();
-  threads = static_cast<int>(std::min<std::int64_t>(threads, count));
-  if (threads <= 1 || omp_in_parallel()) {
+  if (threads <= 1 || count <= 1 || omp_in_parallel()) {
     for (std::int64_t i = 0; i < count; ++i) body(i, 0);
     return;
   }
+  // Always all threads, even for fewer indices: libgomp ends threads that a smaller team leaves over, and
+  // making them again costs more than waking them.
   Work work{.body = &body, .count = count, .error = nullptr};
   release(&work);
   run_team(work, threads);

@@ -3,7 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <optional>
+#include <tuple>
 #include <utility>
 
 #include "model/layer.h"
@@ -13,15 +16,39 @@
 
 namespace chorale {
 
-// What backward reads of a forward call.
+// What backward reads of a forward call, and what both work in.
 class Activations {
  public:
-  std::shared_ptr<const void>
-      state;  // of the model that made them: its weights are what backward multiplies by
+  Activations(const ModelConfig& shape, std::int64_t rows)
+      : config(shape),
+        layers(make_layers(shape, rows)),
+        last_residual(rows, shape.hidden_size),
+        buffers(shape, rows) {}
+
+  // Whether a forward call of so many rows may use this memory again.
+  bool fits(const ModelConfig& shape, std::int64_t rows) const {
+    const auto sizes = [](const ModelConfig& c) {
+      return std::tuple(c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads,
+                        c.num_key_value_heads, c.head_dim, c.compute_dtype);
+    };
+    return last_residual.rows() == rows && sizes(shape) == sizes(config);
+  }
+
+  ModelConfig config;
+  std::uint64_t version = 0;  // of the parameters that made them: backward multiplies by the same
   std::vector<std::int32_t> tokens, logit_rows;
   RotaryRows rotary;
   std::vector<LayerActivations> layers;
   RowBuffer last_residual;  // [rows, hidden_size]: what the last norm reads
+  mutable LayerRows buffers;
+  mutable std::optional<LayerGradients> gradients;
+
+ private:
+  static std::vector<LayerActivations> make_layers(const ModelConfig& shape, std::int64_t rows) {
+    std::vector<LayerActivations> layers;
+    for (int i = 0; i < shape.num_hidden_layers; ++i) layers.emplace_back(shape, rows);
+    return layers;
+  }
 };
 
 struct Model::State {
@@ -30,11 +57,19 @@ struct Model::State {
 
   ModelConfig config;
   int threads;
+  std::uint64_t version = new_version();
   std::vector<double> frequencies;  // [head_dim / 2]
   Tensor embedding;                 // [vocab_size, hidden_size] in the compute type
   std::vector<DecoderLayer> layers;
   std::vector<float> norm;
   Linear lm_head;
+
+ private:
+  // Never the same twice.
+  static std::uint64_t new_version() {
+    static std::atomic<std::uint64_t> latest{0};
+    return ++latest;
+  }
 };
 
 namespace {
@@ -134,6 +169,7 @@ Model::State::State(const ModelConfig& shape, const ParameterSet& parameters, in
 }
 
 void Model::State::assign(const ParameterSet& parameters) {
+  version = new_version();
   round_embedding(parameters[embedding_parameter].value, threads, embedding);
   norm = rounded_weight(parameters[final_norm_parameter(config)].value, config.compute_dtype);
   lm_head.assign(parameters[lm_head_parameter(config)].value, threads);
@@ -174,8 +210,15 @@ Result<Tensor> Model::forward_hidden(const ModelInputs& inputs, LayerAttention& 
   CHORALE_RETURN_IF_ERROR(check_inputs(config, inputs));
   const std::int64_t rows = std::ssize(inputs.tokens);
 
-  LayerRows buffers(config, rows);
-  std::vector<LayerActivations> kept;
+  std::shared_ptr<Activations> kept;
+  if (activations != nullptr) {
+    if (*activations != nullptr && activations->use_count() == 1 && (*activations)->fits(config, rows))
+      kept = std::move(*activations);
+    else
+      kept = std::make_shared<Activations>(config, rows);
+    activations->reset();
+  }
+  LayerRows buffers = kept != nullptr ? kept->buffers : LayerRows(config, rows);
   const RotaryRows rotary = rotary_rows(*this, state_->frequencies, inputs.positions, threads);
   for_each_row({0, rows}, threads, [&](std::int64_t row) {
     const TensorView embedded = state_->embedding.view().slice(0, inputs.tokens[row], inputs.tokens[row] + 1);
@@ -183,11 +226,9 @@ Result<Tensor> Model::forward_hidden(const ModelInputs& inputs, LayerAttention& 
   });
   if (observer != nullptr) observer->record(-1, "embed", buffers.input.view());
 
-  for (const DecoderLayer& layer : state_->layers) {
-    if (activations != nullptr) kept.emplace_back(config, rows);
-    CHORALE_RETURN_IF_ERROR(layer.forward(buffers, rotary, activations != nullptr ? &kept.back() : nullptr,
-                                          attention, observer, threads));
-  }
+  for (std::size_t i = 0; i < state_->layers.size(); ++i)
+    CHORALE_RETURN_IF_ERROR(state_->layers[i].forward(
+        buffers, rotary, kept != nullptr ? &kept->layers[i] : nullptr, attention, observer, threads));
 
   const RowBuffer norm(rows, config.hidden_size);
   for_each_row({0, rows}, threads, [&](std::int64_t row) {
@@ -195,14 +236,16 @@ Result<Tensor> Model::forward_hidden(const ModelInputs& inputs, LayerAttention& 
                   config.compute_dtype, norm[row]);
   });
   if (observer != nullptr) observer->record(config.num_hidden_layers, "norm", norm.view());
-  if (activations != nullptr)
-    *activations =
-        std::make_shared<Activations>(Activations{state_,
-                                                  {inputs.tokens.begin(), inputs.tokens.end()},
-                                                  {inputs.logit_rows.begin(), inputs.logit_rows.end()},
-                                                  rotary,
-                                                  std::move(kept),
-                                                  buffers.input});
+  if (kept != nullptr) {
+    kept->version = state_->version;
+    kept->tokens.assign(inputs.tokens.begin(), inputs.tokens.end());
+    kept->logit_rows.assign(inputs.logit_rows.begin(), inputs.logit_rows.end());
+    kept->rotary = rotary;
+    for_each_row({0, rows}, threads, [&](std::int64_t row) {
+      std::copy_n(buffers.input[row], config.hidden_size, kept->last_residual[row]);
+    });
+    *activations = std::move(kept);
+  }
   return contiguous(gather(norm, inputs.logit_rows));
 }
 
@@ -254,7 +297,7 @@ Status Model::backward_hidden(const Activations& activations, const TensorView& 
                               LayerAttention& attention, ParameterSet& gradients) const {
   const ModelConfig& config = state_->config;
   const int threads = state_->threads;
-  if (activations.state != state_)
+  if (activations.version != state_->version)
     return Status::invalid_argument("activations: must come from this model with its present parameters");
   CHORALE_RETURN_IF_ERROR(check_parameters(config, gradients, "gradients"));
   CHORALE_RETURN_IF_ERROR(check_rows("grad_hidden", grad_hidden, config.hidden_size));
@@ -265,8 +308,11 @@ Status Model::backward_hidden(const Activations& activations, const TensorView& 
                     logit_rows.size()));
 
   const std::int64_t rows = std::ssize(activations.tokens);
-  LayerGradients layer_gradients(config, rows);
+  if (!activations.gradients) activations.gradients.emplace(config, rows);
+  LayerGradients& layer_gradients = *activations.gradients;
   // The last norm; rows without logits have no gradient yet.
+  for_each_row({0, rows}, threads,
+               [&](std::int64_t row) { std::fill_n(layer_gradients.output[row], config.hidden_size, 0.0f); });
   const RowBuffer grad = RowBuffer::over(grad_hidden);
   for_each_row({0, grad.rows()}, threads, [&](std::int64_t i) {
     ops::rms_norm_backward(activations.last_residual[logit_rows[i]], state_->norm.data(), config.hidden_size,
@@ -275,10 +321,10 @@ Status Model::backward_hidden(const Activations& activations, const TensorView& 
   add_norm_gradient(grad, gather(activations.last_residual, logit_rows), config.rms_norm_eps,
                     config.compute_dtype, gradients[final_norm_parameter(config)].value, threads);
 
-  LayerRows buffers(config, rows);
   for (std::size_t i = state_->layers.size(); i-- > 0;)
-    CHORALE_RETURN_IF_ERROR(state_->layers[i].backward(activations.layers[i], buffers, activations.rotary,
-                                                       layer_gradients, attention, gradients, threads));
+    CHORALE_RETURN_IF_ERROR(state_->layers[i].backward(activations.layers[i], activations.buffers,
+                                                       activations.rotary, layer_gradients, attention,
+                                                       gradients, threads));
   float* embedding = gradients[embedding_parameter].value.as<float>().data();
   for (std::int64_t row = 0; row < rows; ++row)
     simd::scale_add(layer_gradients.output[row], 1.0f,

@@ -63,7 +63,7 @@ struct ModelInputs {
   std::span<const std::int32_t> logit_rows;  // which rows' logits are wanted, ascending
 };
 
-class Activations;  // what backward needs, kept by forward; opaque
+class Activations;  // what backward needs, kept by forward; opaque. One backward at a time.
 
 class Model {
  public:
@@ -75,7 +75,8 @@ class Model {
 
   const ModelConfig& config() const;
 
-  // Logits [logit_rows, vocab_size] float32. With `activations`, keeps what backward needs.
+  // Logits [logit_rows, vocab_size] float32. With `activations`, keeps what backward needs; what is there
+  // already is overwritten if nobody else looks at it and the number of rows is the same.
   Result<Tensor> forward(const ModelInputs& inputs, LayerAttention& attention,
                          std::shared_ptr<Activations>* activations = nullptr,
                          Observer* observer = nullptr) const;

@@ -15,7 +15,7 @@ class RowBuffer {
  public:
   RowBuffer() = default;
   RowBuffer(std::int64_t rows, std::int64_t columns)
-      : memory_(Tensor::zeros(DType::float32, {rows, simd::round_up(columns)})),
+      : memory_(Tensor::zeros(DType::float32, {rows, padded(columns)})),
         data_(static_cast<float*>(memory_.view().data)),
         rows_(rows),
         columns_(columns),
@@ -36,6 +36,13 @@ class RowBuffer {
   TensorView view() const { return memory_.view().slice(1, 0, columns_); }
 
  private:
+  // Where rows lie a multiple of 4 KiB apart, what a product writes of a column of tiles falls into one set
+  // of the cache: such rows get a cache line more.
+  static std::int64_t padded(std::int64_t columns) {
+    const std::int64_t whole = simd::round_up(columns);
+    return whole % 1024 == 0 ? whole + simd::lanes : whole;
+  }
+
   Tensor memory_;
   float* data_ = nullptr;
   std::int64_t rows_ = 0, columns_ = 0, stride_ = 0;

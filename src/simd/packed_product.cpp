@@ -12,6 +12,8 @@ namespace {
 constexpr std::int64_t tile_rows = 16, tile_columns = 32, dot_step = 32;
 // Inner values of a panel that stay in a first-level cache while all rows go past: 32 KiB.
 constexpr std::int64_t inner_block = 512;
+// Rows that go past it at a time.
+constexpr std::int64_t strip_rows = 64;
 
 // Memory of the calling thread, whose workers use it too while it waits. It grows and stays.
 float* at_least(Tensor& memory, std::int64_t floats) {
@@ -36,7 +38,8 @@ DotOperand round_operand(const float* a, std::int64_t a_row, std::int64_t rows, 
   thread_local Tensor memory;
   const std::int64_t row = DotOperand::row_elements(inner);
   const DotOperand operand{at_least_narrow(memory, round_up(rows, tile_rows) * row), row};
-  parallel_for(round_up(rows, tile_rows) / tile_rows, rows <= tile_rows ? 1 : threads,
+  constexpr std::int64_t few = 1 << 17;  // values that are rounded sooner than handed out
+  parallel_for(round_up(rows, tile_rows) / tile_rows, rows * inner <= few ? 1 : threads,
                [&](std::int64_t tile, int) {
                  for (std::int64_t i = tile * tile_rows; i < (tile + 1) * tile_rows; ++i) {
                    bfloat16* to = operand.data + i * row;
@@ -60,6 +63,19 @@ struct DotBlock {
   std::int64_t out_row;
   bool accumulate;
 
+  // Rows go past the panel a strip at a time; each strip first asks for its share of the panel that comes
+  // next.
+  void run_strips(const bfloat16* next) const {
+    const std::int64_t values = inner * tile_columns;
+    for (std::int64_t row = 0; row < rows; row += strip_rows) {
+      DotBlock strip = *this;
+      strip.rows = std::min(strip_rows, rows - row);
+      strip.left += row * left_row;
+      strip.out += row * out_row;
+      prefetch(next + values * row / rows, next + values * (row + strip.rows) / rows);
+      strip.run();
+    }
+  }
   void run() const {
     const std::int64_t whole = columns % 16 == 0 ? rows / tile_rows * tile_rows : 0;
     if (whole > 0)
@@ -69,6 +85,11 @@ struct DotBlock {
   }
 
  private:
+  // Into the second-level cache. To ask for what lies beyond the end does no harm.
+  static void prefetch(const bfloat16* from, const bfloat16* to) {
+    constexpr std::int64_t line = 32;
+    for (; from < to; from += line) __builtin_prefetch(from, 0, 2);
+  }
   void run_tile(std::int64_t row) const {
     alignas(64) float tile[tile_rows * tile_columns] = {};
     const std::int64_t height = std::min(tile_rows, rows - row);
@@ -113,20 +134,20 @@ struct Part {
   void run_dot(const PackedWeight& weight, std::int64_t panel, std::int64_t row, std::int64_t rows,
                std::int64_t columns, float* out, std::int64_t out_row) const {
     const std::int64_t inner = round_up(weight.inner(), dot_step);
-    // Few rows take the panel in one go: it is read once anyway.
-    const std::int64_t block = rows < 2 * tile_rows ? inner : inner_block;
-    for (std::int64_t k = 0; k < inner; k += block)
-      DotBlock{level,
-               rounded.data + row * rounded.row + k,
-               rounded.row,
-               rows,
-               weight.pairs(panel) + k * tile_columns,
-               columns,
-               std::min(block, inner - k),
-               out,
-               out_row,
-               k > 0}
-          .run();
+    // Few rows take the panel in one go: it is read once, and the processor sees what comes next.
+    const bool few = rows < 2 * tile_rows;
+    const std::int64_t block = few ? inner : inner_block;
+    for (std::int64_t k = 0; k < inner; k += block) {
+      const bfloat16* pairs = weight.pairs(panel) + k * tile_columns;
+      const std::int64_t width = std::min(block, inner - k);
+      const DotBlock product{
+          level, rounded.data + row * rounded.row + k, rounded.row, rows, pairs, columns, width, out, out_row,
+          k > 0};
+      if (few)
+        product.run();
+      else  // the rest of this panel and the next panel lie behind this block
+        product.run_strips(pairs + width * tile_columns);
+    }
   }
   // All panels in one call, which gives few rows more columns at a time.
   void run_floats(const WeightProduct& product, std::int64_t row, std::int64_t rows, std::int64_t first_panel,
@@ -182,29 +203,30 @@ void multiply(const float* a, std::int64_t a_row, std::int64_t rows, std::span<c
 
 namespace {
 
-// Rows become the inner index: 16 rows x 32 columns at a time, so that what is written lies together.
-//
-// to[column][row], rows zero-padded to whole steps.
+// Two rows, rounded, side by side as pairs; zeros beyond the last row.
+void narrow_pair(const Rows& from, std::int64_t first_row, std::int64_t rows, std::int64_t row,
+                 std::int64_t column, std::int64_t count, std::uint32_t* to) {
+  if (row >= rows) {
+    std::fill_n(to, count, 0u);
+    return;
+  }
+  const float* first = from.data + (first_row + row) * from.row + column;
+  narrow_pairs(first, row + 1 < rows ? first + from.row : nullptr, count, to);
+}
+
+// to[column][row] of some columns (at most 32), rows zero-padded to whole steps.
 void transpose_rounded(const Rows& from, std::int64_t first_row, std::int64_t rows, std::int64_t padded,
                        std::int64_t first_column, std::int64_t columns, const DotOperand& to) {
-  constexpr std::int64_t block = 32;
-  std::uint16_t narrow[2][block];
-  for (std::int64_t r = 0; r < padded; r += block)
-    for (std::int64_t c = 0; c < columns; c += block) {
-      const std::int64_t width = std::min(block, columns - c);
-      for (std::int64_t i = r; i < r + block; i += 2) {
-        for (std::int64_t half = 0; half < 2; ++half) {
-          if (i + half < rows)
-            from_float(from.data + (first_row + i + half) * from.row + first_column + c, DType::bfloat16,
-                       narrow[half], width);
-          else
-            std::fill_n(narrow[half], width, std::uint16_t{0});
-        }
-        for (std::int64_t j = 0; j < width; ++j)
-          reinterpret_cast<std::uint32_t*>(to.data + (c + j) * to.row)[i / 2] =
-              narrow[0][j] | std::uint32_t{narrow[1][j]} << 16;
-      }
+  constexpr std::int64_t block = 16;  // pairs of rows: a cache line of what is written
+  std::uint32_t pairs[block][tile_columns];
+  for (std::int64_t pair = 0; pair < padded / 2; pair += block) {
+    for (std::int64_t i = 0; i < block; ++i)
+      narrow_pair(from, first_row, rows, 2 * (pair + i), first_column, columns, pairs[i]);
+    for (std::int64_t j = 0; j < columns; ++j) {
+      auto* column = reinterpret_cast<std::uint32_t*>(to.data + j * to.row) + pair;
+      for (std::int64_t i = 0; i < block; ++i) column[i] = pairs[i][j];
     }
+  }
 }
 
 // panel[row / 2][32][row % 2] of some columns, rows zero-padded to whole steps.
@@ -212,23 +234,16 @@ void pair_rows(const Rows& from, std::int64_t first_row, std::int64_t rows, std:
                std::int64_t first_column, bfloat16* panel) {
   const std::int64_t width = std::min(tile_columns, from.columns - first_column);
   auto* to = reinterpret_cast<std::uint32_t*>(panel);
-  std::uint16_t narrow[2][tile_columns] = {};
   for (std::int64_t i = 0; i < padded; i += 2, to += tile_columns) {
-    for (std::int64_t half = 0; half < 2; ++half) {
-      if (i + half < rows)
-        from_float(from.data + (first_row + i + half) * from.row + first_column, DType::bfloat16,
-                   narrow[half], width);
-      else
-        std::fill_n(narrow[half], width, std::uint16_t{0});
-    }
-    for (std::int64_t j = 0; j < tile_columns; ++j) to[j] = narrow[0][j] | std::uint32_t{narrow[1][j]} << 16;
+    narrow_pair(from, first_row, rows, i, first_column, width, to);
+    std::fill(to + width, to + tile_columns, 0u);
   }
 }
 
 // What add_transposed_product multiplies at a time: as many rows as its copies of the operands may take, and
 // as many of a's columns.
 constexpr std::int64_t row_stretch = 4096, column_stretch = 4096;
-constexpr std::int64_t task_columns_a = 128, task_columns_b = 256;
+constexpr std::int64_t task_columns_a = 256, task_columns_b = 256;
 
 void add_product_of_pairs(const Rows& a, const Rows& b, std::int64_t first, std::int64_t rows, float* sums,
                           std::int64_t sums_row, int threads) {
@@ -257,19 +272,23 @@ void add_product_of_pairs(const Rows& a, const Rows& b, std::int64_t first, std:
       const DotScope scope(level);
       const std::int64_t column = task / b_tasks * task_columns_a, first_b = task % b_tasks * task_columns_b;
       const std::int64_t last_b = std::min(first_b + task_columns_b, b.columns);
+      const auto panel = [&](std::int64_t j, std::int64_t k) {
+        return right + j / tile_columns * panel_elements + k * tile_columns;
+      };
       for (std::int64_t k = 0; k < padded; k += inner_block)
         for (std::int64_t j = first_b; j < last_b; j += tile_columns)
           DotBlock{level,
                    left.data + column * left.row + k,
                    left.row,
                    std::min(task_columns_a, columns - column),
-                   right + j / tile_columns * panel_elements + k * tile_columns,
+                   panel(j, k),
                    std::min(tile_columns, last_b - j),
                    std::min(inner_block, padded - k),
                    sums + (stretch + column) * sums_row + j,
                    sums_row,
                    true}
-              .run();
+              .run_strips(j + tile_columns < last_b ? panel(j + tile_columns, k)
+                                                    : panel(first_b, k + inner_block));
     });
   }
 }

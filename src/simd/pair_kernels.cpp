@@ -104,6 +104,27 @@ HWY_INLINE V rounded(V x) {
   return hn::BitCast(D(), hn::And(chosen, hn::Set(du, 0xffff0000u)));
 }
 
+HWY_NOINLINE void narrow_pairs_target(const float* first, const float* second, std::int64_t count,
+                                      std::uint32_t* to) {
+  const D d;
+  const DU du;
+  const auto pair = [&](V low, V high) HWY_ATTR {
+    return hn::Or(hn::ShiftRight<16>(hn::BitCast(du, rounded(low))), hn::BitCast(du, rounded(high)));
+  };
+  std::int64_t i = 0;
+  for (; i + N <= count; i += N) {
+    const V high = second == nullptr ? hn::Zero(d) : hn::LoadU(d, second + i);
+    hn::StoreU(pair(hn::LoadU(d, first + i), high), du, to + i);
+  }
+  if (i == count) return;
+  alignas(64) float low[16] = {}, high[16] = {};
+  alignas(64) std::uint32_t pairs[16];
+  for (std::int64_t r = i; r < count; ++r)
+    low[r - i] = first[r], high[r - i] = second == nullptr ? 0.0f : second[r];
+  hn::Store(pair(hn::Load(d, low), hn::Load(d, high)), du, pairs);
+  for (std::int64_t r = i; r < count; ++r) to[r] = pairs[r - i];
+}
+
 HWY_NOINLINE void round_rows_target(float* x, std::int64_t row, std::int64_t rows, std::int64_t columns) {
   const D d;
   for (std::int64_t i = 0; i < rows; ++i, x += row) {
@@ -125,6 +146,7 @@ HWY_AFTER_NAMESPACE();
 namespace chorale::simd {
 namespace {
 HWY_EXPORT(product_pairs_target);
+HWY_EXPORT(narrow_pairs_target);
 HWY_EXPORT(round_rows_target);
 
 // The first call of level() settles which targets CHORALE_SIMD allows.
@@ -137,6 +159,10 @@ void settle_level() {
 void product_pairs(const PairArguments& arguments) {
   settle_level();
   HWY_DYNAMIC_DISPATCH(product_pairs_target)(arguments);
+}
+void narrow_pairs(const float* first, const float* second, std::int64_t count, std::uint32_t* to) {
+  settle_level();
+  HWY_DYNAMIC_DISPATCH(narrow_pairs_target)(first, second, count, to);
 }
 void round_rows(float* x, std::int64_t row, std::int64_t rows, std::int64_t columns) {
   settle_level();

@@ -32,6 +32,9 @@ struct PairArguments {
   bool accumulate;
 };
 void product_pairs(const PairArguments& arguments);
+// to[i] = first[i] in the lower half, second[i] in the upper (or 0 if there is no second), rounded to
+// bfloat16.
+void narrow_pairs(const float* first, const float* second, std::int64_t count, std::uint32_t* to);
 // Rounds rows x columns values to bfloat16, in place.
 void round_rows(float* x, std::int64_t row, std::int64_t rows, std::int64_t columns);
 

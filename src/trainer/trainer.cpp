@@ -100,8 +100,7 @@ Status Trainer::accumulate(std::span<const TrainingSequence> sequences, std::siz
                            const LossFunction& loss, double& total) {
   CHORALE_ASSIGN_OR_RETURN(const Pack pack, chorale::pack(sequences));
   if (pack.targets.empty()) return Status::ok();
-  std::shared_ptr<Activations> activations;
-  CHORALE_ASSIGN_OR_RETURN(const Tensor hidden, forward(model_, attention_, pack, &activations));
+  CHORALE_ASSIGN_OR_RETURN(const Tensor hidden, forward(model_, attention_, pack, &activations_));
   const Tensor grad_hidden = Tensor::zeros(DType::float32, {hidden.shape(0), hidden.shape(1)});
   const std::span<const std::int32_t> targets = pack.targets;
 
@@ -125,7 +124,7 @@ Status Trainer::accumulate(std::span<const TrainingSequence> sequences, std::siz
     std::copy_n(row_of(grad, 0), grad.elements(), row_of(grad_hidden, first));
     return Status::ok();
   }));
-  return model_.backward_hidden(*activations, grad_hidden, attention_, gradients_);
+  return model_.backward_hidden(*activations_, grad_hidden, attention_, gradients_);
 }
 
 Result<StepResult> Trainer::step(std::span<const TrainingSequence> sequences, const LossFunction& loss) {

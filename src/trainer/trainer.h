@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -81,6 +82,8 @@ class Trainer {
 
   Model model_;
   ParameterSet parameters_, gradients_;
+  std::shared_ptr<Activations>
+      activations_;  // of the last pack: its memory, for a next one of as many tokens
   PackedAttention attention_;
   ScoringConfig scoring_;
   AdamW optimizer_;

@@ -166,6 +166,43 @@ TEST_P(SameBits, KeepingActivationsOrNot) {
   EXPECT_TRUE(same_bits(with.as<float>(), without.as<float>()));
 }
 
+TEST_P(SameBits, ActivationsMemoryIsUsedAgain) {
+  const Model trained = model(2);
+  const auto gradients = [&](const std::vector<std::int32_t>& tokens,
+                             std::shared_ptr<Activations>& activations) {
+    const Packed packed({tokens});
+    auto attention = packed.attention(config_);
+    const Tensor logits = trained.forward(packed.inputs(), attention, &activations).value();
+    ParameterSet sums = zero_parameters(config_);
+    EXPECT_TRUE(trained.backward(*activations, logits, attention, sums).is_ok());
+    return sums;
+  };
+  const auto expect_same = [](const ParameterSet& a, const ParameterSet& b) {
+    for (std::size_t i = 0; i < a.size(); ++i)
+      EXPECT_TRUE(same_bits(a[i].value.as<float>(), b[i].value.as<float>())) << a[i].name;
+  };
+  const std::vector<std::int32_t> others = random_tokens(150, config_.vocab_size, 10);
+  std::shared_ptr<Activations> used, fresh, shorter;
+  (void)gradients(others, used);
+  const Activations* before = used.get();
+  const ParameterSet expected = gradients(sequence_, fresh);
+  expect_same(gradients(sequence_, used), expected);
+  EXPECT_EQ(used.get(), before) << "as many rows: the same memory";
+  (void)gradients(other_, used);
+  EXPECT_NE(used.get(), before) << "fewer rows: other memory";
+
+  // What somebody still looks at stays as it is.
+  const std::shared_ptr<Activations> kept = fresh;
+  (void)gradients(others, fresh);
+  EXPECT_NE(fresh, kept);
+  const Packed packed({sequence_});
+  auto attention = packed.attention(config_);
+  ParameterSet again = zero_parameters(config_);
+  const Tensor logits = trained.forward(packed.inputs(), attention).value();
+  EXPECT_TRUE(trained.backward(*kept, logits, attention, again).is_ok());
+  expect_same(again, expected);
+}
+
 TEST_P(SameBits, GradientsOfAnyNumberOfThreads) {
   const Packed packed({other_, sequence_});
   const auto gradients = [&](int threads) {

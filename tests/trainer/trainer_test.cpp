@@ -150,6 +150,23 @@ TEST(Trainer, PacksAndThreadsOnlyRoundDifferentlyAndNotAtAll) {
                         gradient_of(parameters, {.temperature = 0.8f, .tokens_per_pack = 20, .threads = 3})));
 }
 
+// More answer tokens than there are logits at a time: the chunks of the head are one pack's.
+TEST(Trainer, ChunksOfLogitsChangeNoBit) {
+  std::vector<TrainingSequence> sequences;
+  while (count_answer_tokens(sequences) < 2200)
+    for (const TrainingSequence& sequence : some_sequences()) sequences.push_back(sequence);
+  const ParameterSet parameters = lively_parameters(tiny_model());
+  const auto step = [&](std::int64_t tokens_per_pack) {
+    Trainer trainer = make_trainer(parameters, {}, {.tokens_per_pack = tokens_per_pack, .threads = 2});
+    EXPECT_TRUE(trainer.step(sequences, linear_loss).has_value());
+    return clone(trainer.parameters());
+  };
+  EXPECT_TRUE(same_bits(step(1'000'000), step(400))) << "three chunks of one pack, or many small packs";
+  Trainer whole = make_trainer(parameters, {}, {.tokens_per_pack = 1'000'000});
+  Trainer small = make_trainer(parameters, {}, {.tokens_per_pack = 400});
+  EXPECT_EQ(whole.log_probs(sequences, 1.0f).value(), small.log_probs(sequences, 1.0f).value());
+}
+
 class TrainerFiles : public ::testing::Test {
  protected:
   void SetUp() override { std::filesystem::create_directories(folder_); }
