@@ -14,7 +14,7 @@
 namespace chorale::fuzz {
 namespace {
 
-constexpr std::int64_t most_rows = 96, most_keys = 600, pool_pages = 12;  // that are computed
+constexpr std::int64_t most_rows = 40, most_keys = 300, pool_pages = 12;  // that are computed
 
 std::vector<std::int32_t> integers(Bytes& bytes, std::int64_t most) {
   std::vector<std::int32_t> values(static_cast<std::size_t>(bytes.below(most + 1)));
@@ -242,7 +242,7 @@ void check_packed(const Problem& problem, const Batch& batch, std::string_view i
 void run(std::span<const std::uint8_t> input) {
   Bytes bytes(input);
   const Problem problem = make_problem(bytes);
-  const std::string_view implementation = bytes.below(4) == 3 ? "eager" : "flash_attention_2";
+  const std::string_view implementation = bytes.below(16) == 15 ? "eager" : "flash_attention_2";
   const int threads = 1 + static_cast<int>(bytes.below(3));
   const auto batch = make_batch(bytes);
   if (!batch) {

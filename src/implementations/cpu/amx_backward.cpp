@@ -60,7 +60,8 @@ class AmxBackward {
     const bool one_pass = pairs >= 2 * plan_.threads() || plan_.threads() == 1;
     for (int sequence = 0; sequence < plan_.batch().sequences(); ++sequence)
       for (int head = 0; head < problem_.kv_heads; ++head) {
-        const std::int64_t strips = plan_.strips(sequence), blocks = plan_.blocks_of(slabs(sequence), block_slabs);
+        const std::int64_t strips = plan_.strips(sequence),
+                           blocks = plan_.blocks_of(slabs(sequence), block_slabs);
         if (one_pass) {
           tasks.push_back({sequence, head, 0, strips, 0, blocks, true, true});
           continue;
@@ -69,10 +70,10 @@ class AmxBackward {
           tasks.push_back({sequence, head, 0, strips, block, block + 1, true, false});
         constexpr std::int64_t stretch = 8 * block_strips;
         for (std::int64_t strip = 0; strip < strips; strip += stretch)
-          tasks.push_back(
-              {sequence, head, strip, std::min(strips, strip + stretch), 0, blocks, false, true});
+          tasks.push_back({sequence, head, strip, std::min(strips, strip + stretch), 0, blocks, false, true});
       }
-    std::stable_sort(tasks.begin(), tasks.end(), [&](const Task& x, const Task& y) { return cost(x) > cost(y); });
+    std::stable_sort(tasks.begin(), tasks.end(),
+                     [&](const Task& x, const Task& y) { return cost(x) > cost(y); });
     parallel_for(static_cast<std::int64_t>(tasks.size()), plan_.threads(), [&](std::int64_t i, int worker) {
       const simd::DotScope scope(simd::DotLevel::amx);
       compute(tasks[static_cast<std::size_t>(i)], at(worker));
@@ -159,7 +160,8 @@ class AmxBackward {
       for (std::int64_t strip = task.first_strip; strip < task.last_strip; strip += block_strips)
         meet(task, strip, std::min(task.last_strip, strip + block_strips), block * block_slabs, last, worker);
       if (task.of_keys)
-        for (std::int64_t slab = block * block_slabs; slab < last; ++slab) store_grad_keys(task, slab, worker);
+        for (std::int64_t slab = block * block_slabs; slab < last; ++slab)
+          store_grad_keys(task, slab, worker);
     }
     if (task.of_queries)
       for (std::int64_t strip = task.first_strip; strip < task.last_strip; ++strip)
@@ -196,8 +198,9 @@ class AmxBackward {
         const std::int32_t entry = seen.slabs[static_cast<std::size_t>(slab)];
         if (entry == Visibility::empty) continue;
         Meeting& meeting = meetings[static_cast<std::size_t>(count)];
-        meeting = {&strip_of(task, strip, worker), entry == Visibility::full ? nullptr : seen.words.data() + entry,
-                   worker.p_left.data() + count * left_elements, worker.grad_left.data() + count * left_elements};
+        meeting = {
+            &strip_of(task, strip, worker), entry == Visibility::full ? nullptr : seen.words.data() + entry,
+            worker.p_left.data() + count * left_elements, worker.grad_left.data() + count * left_elements};
         ++count;
         pack(task, strip, *meeting.strip, worker);
         pack(task, slab, slab_of(slab, worker), worker);
@@ -292,8 +295,8 @@ class AmxBackward {
       form->resize(static_cast<std::size_t>(amx::block_elements(value_dim_)));
     std::array<const bfloat16*, strip_rows> rows{};
     const std::int64_t first = strip * strip_rows;
-    std::int64_t count = locate_rows(plan_, tensors_.q, task.sequence, task.kv_head, first, strip_rows, rows.data(),
-                                     worker.gathered.data());
+    std::int64_t count = locate_rows(plan_, tensors_.q, task.sequence, task.kv_head, first, strip_rows,
+                                     rows.data(), worker.gathered.data());
     amx::pack_queries(rows.data(), count, dim_, s.queries_by_dim.data());
     s.finite = amx::pack_value_pairs(rows.data(), count, dim_, s.queries_by_row.data(), {});
     count = locate_rows(plan_, tensors_.grad_out, task.sequence, task.kv_head, first, strip_rows, rows.data(),
@@ -323,7 +326,8 @@ class AmxBackward {
     s.grad_values.assign(static_cast<std::size_t>(slab_keys * amx::padded(value_dim_)), 0.0f);
     const KeyRows keys(plan_, tensors_.k, tensors_.k_scale, task.sequence, task.kv_head, false);
     const KeyRows values(plan_, tensors_.v, tensors_.v_scale, task.sequence, task.kv_head, true);
-    const std::int64_t first = slab * slab_keys, count = std::min(slab_keys, plan_.keys(task.sequence) - first);
+    const std::int64_t first = slab * slab_keys,
+                       count = std::min(slab_keys, plan_.keys(task.sequence) - first);
     std::array<const bfloat16*, slab_keys> rows;
     keys.rows(first, count, rows.data(), worker.gathered.data());
     amx::pack_keys(rows.data(), count, dim_, s.keys_by_dim.data());
@@ -344,14 +348,15 @@ class AmxBackward {
 
   void store_grad_keys(const Task& task, std::int64_t slab, Worker& worker) {
     Slab& s = slab_of(slab, worker);
-    const std::int64_t first = slab * slab_keys, count = std::min(slab_keys, plan_.keys(task.sequence) - first);
+    const std::int64_t first = slab * slab_keys,
+                       count = std::min(slab_keys, plan_.keys(task.sequence) - first);
     const std::int64_t row = first_key_[static_cast<std::size_t>(task.sequence)] + first;
     for (std::int64_t k = 0; k < count; ++k) {
       float* gradient = gather(s.packed ? s.grad_keys.data() : nullptr, k, dim_, worker);
       simd::scale(gradient, problem_.scale_or_default(), dim_);
       store_gradient(gradient, tensors_.grad_k, row + k, task.kv_head);
-      store_gradient(gather(s.packed ? s.grad_values.data() : nullptr, k, value_dim_, worker), tensors_.grad_v,
-                     row + k, task.kv_head);
+      store_gradient(gather(s.packed ? s.grad_values.data() : nullptr, k, value_dim_, worker),
+                     tensors_.grad_v, row + k, task.kv_head);
     }
   }
 

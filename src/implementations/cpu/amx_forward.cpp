@@ -50,8 +50,8 @@ struct State {
   AlignedVector<float> out;
 };
 
-// Probabilities of slabs that wait to be multiplied with their values, so that the accumulators are loaded and
-// stored seldom. What waits changes no bit.
+// Probabilities of slabs that wait to be multiplied with their values, so that the accumulators are loaded
+// and stored seldom. What waits changes no bit.
 struct Waiting {
   std::array<const bfloat16*, chunk_slabs> values;
   std::int64_t count = 0;
@@ -162,8 +162,8 @@ class AmxForward {
 
   void load_queries(int sequence, int kv_head, std::int64_t strip, bfloat16* out, Worker& worker) {
     std::array<const bfloat16*, strip_rows> rows;
-    const std::int64_t count = locate_rows(plan_, tensors_.q, sequence, kv_head, strip * strip_rows, strip_rows,
-                                           rows.data(), worker.gathered.data());
+    const std::int64_t count = locate_rows(plan_, tensors_.q, sequence, kv_head, strip * strip_rows,
+                                           strip_rows, rows.data(), worker.gathered.data());
     amx::pack_queries(rows.data(), count, dim_, out);
   }
 
@@ -292,8 +292,7 @@ class AmxForward {
     for (int h = 0; h < few.heads; ++h) worker.totals[static_cast<std::size_t>(h)].reset();
     for (std::int64_t c = 0; c < few.chunks; ++c) {
       attend_few(few, c, chunk, worker);
-      for (int h = 0; h < few.heads; ++h)
-        merge(chunk[h], worker.totals[static_cast<std::size_t>(h)]);
+      for (int h = 0; h < few.heads; ++h) merge(chunk[h], worker.totals[static_cast<std::size_t>(h)]);
     }
     for (int h = 0; h < few.heads; ++h)
       finish_few(few.sequence, h, worker.totals[static_cast<std::size_t>(h)], worker);
@@ -379,7 +378,8 @@ class AmxForward {
           offset = 0;
         }
         const bool last_head = h + 1 == few.heads;
-        const Head* next = last_head && slab + 2 >= last ? nullptr : &heads[static_cast<std::size_t>(last_head ? 0 : h + 1)];
+        const Head* next =
+            last_head && slab + 2 >= last ? nullptr : &heads[static_cast<std::size_t>(last_head ? 0 : h + 1)];
         attend_two(few, h, slab, std::min<std::int64_t>(2, last - slab), offset,
                    heads[static_cast<std::size_t>(h)], next, last_head ? slab + 2 : slab, states[h], worker);
       }
@@ -413,18 +413,19 @@ class AmxForward {
     head.values.rows(first, count, rows.data(), worker.gathered.data());
     std::array<bool, 2> finite{};
     for (std::int64_t s = 0; s < slabs; ++s)
-      finite[static_cast<std::size_t>(s)] =
-          amx::pack_value_pairs(rows.data() + s * slab_keys, std::min(slab_keys, count - s * slab_keys),
-                                value_dim_, worker.values.data() + s * amx::block_elements(value_dim_),
-                                prefetch.part(s * slab_keys));
+      finite[static_cast<std::size_t>(s)] = amx::pack_value_pairs(
+          rows.data() + s * slab_keys, std::min(slab_keys, count - s * slab_keys), value_dim_,
+          worker.values.data() + s * amx::block_elements(value_dim_), prefetch.part(s * slab_keys));
     Waiting waiting;
     waiting.started = true;  // states start as zeros
     for (std::int64_t s = 0; s < slabs; ++s) {
       if (seen[s] == Visibility::empty) continue;
       float* scores = worker.scores[0].data() + s * slab_keys * amx::group_rows;
-      const std::uint32_t* words = seen[s] == Visibility::full ? nullptr : worker.visible.words.data() + seen[s];
+      const std::uint32_t* words =
+          seen[s] == Visibility::full ? nullptr : worker.visible.words.data() + seen[s];
       worker.programs.apply(
-          {few.sequence, few.first_head + h, 0, plan_.sequence_rows(few.sequence), slab + s}, scores, nullptr);
+          {few.sequence, few.first_head + h, 0, plan_.sequence_rows(few.sequence), slab + s}, scores,
+          nullptr);
       if (words != nullptr) amx::hide_from_few(words, scores);
       alignas(64) float scales[amx::group_rows];
       if (amx::raise_few(scores, plan_.log2_factor(), raise_above_, state.lanes, scales)) {
@@ -447,7 +448,8 @@ class AmxForward {
   }
 
   // Tiles of 16 keys: where they lie if that is how the tile unit can load them, else packed.
-  void locate_tiles(const bfloat16* const* rows, std::int64_t count, std::array<amx::KeyTile, 4>& tiles, Worker& worker) const {
+  void locate_tiles(const bfloat16* const* rows, std::int64_t count, std::array<amx::KeyTile, 4>& tiles,
+                    Worker& worker) const {
     for (std::int64_t t = 0; t * 16 < count; ++t) {
       const bfloat16* const* tile = rows + t * 16;
       const std::int64_t here = std::min<std::int64_t>(16, count - t * 16);
@@ -486,12 +488,14 @@ class AmxForward {
 
   // ---- both
 
-  // One rounding: out and lse of rows [first, first + most) that the sequence has; worker.rows holds their sums.
+  // One rounding: out and lse of rows [first, first + most) that the sequence has; worker.rows holds their
+  // sums.
   void finish(int sequence, int kv_head, std::int64_t first, std::int64_t most, const amx::Lanes& lanes,
               Worker& worker) {
     const std::int64_t rows = std::min(most, plan_.sequence_rows(sequence) - first);
     for (std::int64_t r = 0; r < rows; ++r) {
-      const RowState state{lanes.reference[r], lanes.sum[r], worker.rows.data() + r * amx::padded(value_dim_)};
+      const RowState state{lanes.reference[r], lanes.sum[r],
+                           worker.rows.data() + r * amx::padded(value_dim_)};
       finish_row(plan_, tensors_, plan_.query_of_row(sequence, first + r),
                  plan_.head_of_row(kv_head, first + r), state);
     }

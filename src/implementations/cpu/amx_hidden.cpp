@@ -7,15 +7,18 @@
 namespace chorale::tiled::amx {
 namespace {
 
-bool sees(const std::uint32_t* visible, std::int64_t row, std::int64_t key) { return visible[row] >> key & 1; }
+bool sees(const std::uint32_t* visible, std::int64_t row, std::int64_t key) {
+  return visible[row] >> key & 1;
+}
 
 // Where an element of a right operand lies: inner value `inner` of column `column`.
 std::size_t in_pairs(std::int64_t inner, std::int64_t column) {
   return static_cast<std::size_t>(column / 16 * tile_elements + inner / 2 * 32 + column % 16 * 2 + inner % 2);
 }
 
-// For each of `count` rows (or keys): `hidden` clears what it does not see in a copy of the operand, `multiply`
-// adds the product with that to a copy of out, and `keep` names the elements that are the row's own.
+// For each of `count` rows (or keys): `hidden` clears what it does not see in a copy of the operand,
+// `multiply` adds the product with that to a copy of out, and `keep` names the elements that are the row's
+// own.
 template <class Hide, class Multiply, class Element>
 void one_by_one(std::int64_t count, const bfloat16* operand, std::int64_t dim, float* out, Hide hide,
                 Multiply multiply, Element element) {
@@ -43,7 +46,9 @@ void add_visible_values(const std::uint32_t* visible, const bfloat16* values, co
           if (!sees(visible, row, k)) shown[static_cast<std::size_t>(c * slab_keys + k)] = {0};
       },
       [&](const bfloat16* shown, float* sums) { add_values(&shown, 1, p, dim, sums, true); },
-      [](std::int64_t row, std::int64_t c) { return (c / 16 * 2 + row / 16) * 256 + c % 16 * 16 + row % 16; });
+      [](std::int64_t row, std::int64_t c) {
+        return (c / 16 * 2 + row / 16) * 256 + c % 16 * 16 + row % 16;
+      });
 }
 
 void add_visible_values_to_few(const std::uint32_t* visible, const bfloat16* values, const bfloat16* p,

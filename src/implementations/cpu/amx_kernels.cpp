@@ -51,8 +51,7 @@ struct SlabSoftmax {
                            reference[i / 2]);
     exponential.apply(x);
     for (int i = 0; i < n; ++i) sums[i / 2][i % 2] = _mm512_add_ps(sums[i / 2][i % 2], x[i]);
-    for (int g = 0; g < Groups; ++g)
-      _mm512_store_si512(p + g * tile_elements, pairs(x[2 * g], x[2 * g + 1]));
+    for (int g = 0; g < Groups; ++g) _mm512_store_si512(p + g * tile_elements, pairs(x[2 * g], x[2 * g + 1]));
     scores += 2 * group_rows;
     p += 32;
   }
@@ -157,8 +156,8 @@ CHORALE_AMX_INLINE void ask_for(const std::byte* row, std::int64_t bytes) {
 }
 
 // Merges lanes of one group; keep and take are what the two outs are multiplied by.
-CHORALE_AMX_INLINE void merge_group(const Lanes& later, std::int64_t g, float factor, Lanes& total, __m512& keep,
-                                    __m512& take) {
+CHORALE_AMX_INLINE void merge_group(const Lanes& later, std::int64_t g, float factor, Lanes& total,
+                                    __m512& keep, __m512& take) {
   float *reference = total.reference + g * group_rows, *sum = total.sum + g * group_rows;
   const __m512 first = _mm512_load_ps(reference), second = _mm512_load_ps(later.reference + g * group_rows);
   const __m512 largest = _mm512_max_ps(first, second);
@@ -233,7 +232,8 @@ CHORALE_AMX void rescale(const float* scales, std::int64_t dim, float* out) {
   const __m512 scale[2] = {_mm512_loadu_ps(scales), _mm512_loadu_ps(scales + group_rows)};
   for (std::int64_t i = 0; i < padded(dim) / 16; ++i)
     for (const __m512& s : scale)
-      for (std::int64_t r = 0; r < 16; ++r, out += 16) _mm512_store_ps(out, _mm512_mul_ps(_mm512_load_ps(out), s));
+      for (std::int64_t r = 0; r < 16; ++r, out += 16)
+        _mm512_store_ps(out, _mm512_mul_ps(_mm512_load_ps(out), s));
 }
 
 CHORALE_AMX void softmax(const float* scores, float factor, Lanes& lanes, bfloat16* p,
@@ -362,7 +362,9 @@ CHORALE_AMX void scores_of_few(const KeyTile* tiles, std::int64_t count, const b
   if (count > 3) _tile_stored(3, out + 768, 64);
 }
 
-CHORALE_AMX void hide_from_few(const std::uint32_t* visible, float* scores) { hide_groups<1>(visible, scores); }
+CHORALE_AMX void hide_from_few(const std::uint32_t* visible, float* scores) {
+  hide_groups<1>(visible, scores);
+}
 CHORALE_AMX bool raise_few(const float* scores, float factor, float above, Lanes& lanes, float* scales) {
   return raise_groups<1>(scores, factor, above, lanes, scales);
 }
@@ -415,14 +417,16 @@ CHORALE_AMX void merge_few(const Lanes& later, const float* later_out, float fac
   _mm512_store_ps(take, take_lanes);
   for (std::int64_t i = 0; i < padded(dim) / 16; ++i)
     for (std::int64_t r = 0; r < group_rows; ++r, total_out += 16, later_out += 16)
-      _mm512_store_ps(total_out, _mm512_fmadd_ps(_mm512_load_ps(later_out), _mm512_set1_ps(take[r]),
-                                                 _mm512_mul_ps(_mm512_load_ps(total_out), _mm512_set1_ps(keep[r]))));
+      _mm512_store_ps(total_out,
+                      _mm512_fmadd_ps(_mm512_load_ps(later_out), _mm512_set1_ps(take[r]),
+                                      _mm512_mul_ps(_mm512_load_ps(total_out), _mm512_set1_ps(keep[r]))));
 }
 
 CHORALE_AMX void gradients(float* scores, float* grad_p, const float* lse, const float* delta, float factor) {
   const Exponential exponential(factor);
   for (std::int64_t g = 0; g < 2; ++g) {
-    const __m512 offset = _mm512_loadu_ps(lse + g * group_rows), shift = _mm512_loadu_ps(delta + g * group_rows);
+    const __m512 offset = _mm512_loadu_ps(lse + g * group_rows),
+                 shift = _mm512_loadu_ps(delta + g * group_rows);
     for (std::int64_t k = 0; k < slab_keys; k += 4, scores += 4 * group_rows, grad_p += 4 * group_rows) {
       __m512 x[4];
       for (int i = 0; i < 4; ++i)

@@ -1,15 +1,15 @@
-// The products and exponentials of attention on AMX, in raw intrinsics. Everything lies in tiles of 1 KiB that
-// the tile registers load whole.
+// The products and exponentials of attention on AMX, in raw intrinsics. Everything lies in tiles of 1 KiB
+// that the tile registers load whole.
 //
 // Scores are computed transposed, S^T = K Q^T: a key is a row, sixteen query rows are the lanes of a vector.
-// So maxima and sums of a query row need no step across lanes, probabilities are already the right-hand operand
-// of O^T = V^T P^T, and keys are the left-hand operand as they lie in memory.
+// So maxima and sums of a query row need no step across lanes, probabilities are already the right-hand
+// operand of O^T = V^T P^T, and keys are the left-hand operand as they lie in memory.
 //
 //     strip   32 query rows: two groups of 16 lanes
 //     slab    32 keys: what one step of a product over keys takes in
 //
-// Layouts, in tiles: a `left` tile is 16 rows of 32 inner values; a `right` tile is 16 pairs of inner values of
-// 16 columns, as tdpbf16ps wants them.
+// Layouts, in tiles: a `left` tile is 16 rows of 32 inner values; a `right` tile is 16 pairs of inner values
+// of 16 columns, as tdpbf16ps wants them.
 //     queries  [dim / 32][2 groups]          right    inner: dimensions
 //     keys     [dim / 32][2 halves]          left     inner: dimensions, rows: 16 keys
 //     values   [dim / 16]                    left     inner: 32 keys, rows: 16 dimensions
@@ -40,8 +40,8 @@ void pack_keys(const bfloat16* const* rows, std::int64_t count, std::int64_t dim
 // Whether all values are finite.
 bool pack_values(const bfloat16* const* rows, std::int64_t count, std::int64_t dim, bfloat16* out);
 
-// The state of a strip's rows over some keys. p = exp2((score - reference) * factor). A row's reference is the
-// largest score that it had seen when it was last raised.
+// The state of a strip's rows over some keys. p = exp2((score - reference) * factor). A row's reference is
+// the largest score that it had seen when it was last raised.
 struct alignas(64) Lanes {
   float reference[strip_rows], sum[strip_rows];
 };
@@ -56,7 +56,8 @@ void hide(const std::uint32_t* visible, float* scores);
 inline constexpr float raise_above = 8;
 bool raise(const float* scores, float factor, float above, Lanes& lanes, float* scales);
 void rescale(const float* scales, std::int64_t dim, float* out);
-// p of one slab into p, their sums into lanes; meanwhile the scores of the next slab, if next_keys is not null.
+// p of one slab into p, their sums into lanes; meanwhile the scores of the next slab, if next_keys is not
+// null.
 void softmax(const float* scores, float factor, Lanes& lanes, bfloat16* p, const bfloat16* next_keys,
              const bfloat16* queries, std::int64_t dim, float* next_scores);
 // out (+)= values^T p over `slabs` slabs: values[i] with the i-th of p.
@@ -102,7 +103,8 @@ void add_values_to_few(const bfloat16* const* values, std::int64_t slabs, const 
 void merge_few(const Lanes& later, const float* later_out, float factor, std::int64_t dim, Lanes& total,
                float* total_out);
 
-// ---- The backward pass, a strip and a slab at a time. Left forms of P^T and dS^T for products over query rows
+// ---- The backward pass, a strip and a slab at a time. Left forms of P^T and dS^T for products over query
+// rows
 // ([2 halves of the keys], rows: keys, inner: 32 query rows), a right form of dS^T for products over keys.
 
 // In place: p = exp2(score * factor - lse) replaces the score, and p * (gradient - delta) the gradient of p.

@@ -50,7 +50,8 @@ void Programs::differentiate(const Place& place, const float* before, float* gra
   const std::int64_t count = std::min(slab_keys, plan_.keys(place.sequence) - place.slab * slab_keys);
   for (std::int64_t r = 0; r < place.rows; ++r) {
     const std::int64_t lane = r / group_rows * slab_keys * group_rows + r % group_rows;
-    for (std::int64_t k = 0; k < count; ++k) gradients[lane + k * group_rows] *= slopes[lane + k * group_rows];
+    for (std::int64_t k = 0; k < count; ++k)
+      gradients[lane + k * group_rows] *= slopes[lane + k * group_rows];
   }
 }
 

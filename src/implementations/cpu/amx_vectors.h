@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <limits>
 
-#define CHORALE_AMX                                                                                        \
+#define CHORALE_AMX \
   __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
 #define CHORALE_AMX_INLINE CHORALE_AMX __attribute__((always_inline)) inline
 
@@ -71,15 +71,17 @@ CHORALE_AMX_INLINE __m512i rounded(__m512 low, __m512 high) {
 }
 // The same, each lane's two side by side.
 CHORALE_AMX_INLINE __m512i pairs(__m512 first, __m512 second) {
-  alignas(64) static const std::uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  alignas(64) static const std::uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   return _mm512_permutexvar_epi16(_mm512_load_si512(order), rounded(first, second));
 }
 
 // 32 elements of two rows as pairs (a[i], b[i]): the first 16, then the rest.
 CHORALE_AMX_INLINE void interleave(__m512i a, __m512i b, __m512i& low, __m512i& high) {
-  alignas(64) static const std::uint16_t first[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  alignas(64) static const std::uint16_t first[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                      37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                      11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i order = _mm512_load_si512(first);
   low = _mm512_permutex2var_epi16(a, order, b);
   high = _mm512_permutex2var_epi16(a, _mm512_add_epi16(order, _mm512_set1_epi16(16)), b);

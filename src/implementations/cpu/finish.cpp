@@ -36,17 +36,17 @@ float divide_by_sum(const RowState& state, float natural_factor, float sink, std
 void finish_row(const TiledPlan& plan, const ForwardTensors& tensors, std::int64_t query, std::int64_t head,
                 const RowState& state) {
   const std::int64_t dim = plan.problem().value_dim();
-  const float sink = plan.problem().sinks ? load_element(tensors.sinks.data, DType::float32,
-                                                         head * tensors.sinks.stride[0])
-                                          : nothing;
+  const float sink = plan.problem().sinks
+                         ? load_element(tensors.sinks.data, DType::float32, head * tensors.sinks.stride[0])
+                         : nothing;
   const float lse = divide_by_sum(state, plan.natural_factor(), sink, dim);
   const TensorView& out = tensors.out;
   auto* to = static_cast<std::byte*>(out.data) +
              (query * out.stride[0] + head * out.stride[1]) * static_cast<std::int64_t>(size_of(out.dtype));
   simd::from_float(state.out, out.dtype, to, dim);
   if (!tensors.lse.empty())
-    store_element(tensors.lse.data, DType::float32, query * tensors.lse.stride[0] + head * tensors.lse.stride[1],
-                  lse);
+    store_element(tensors.lse.data, DType::float32,
+                  query * tensors.lse.stride[0] + head * tensors.lse.stride[1], lse);
 }
 
 }  // namespace chorale::tiled

@@ -42,10 +42,11 @@ void sum_grad_sinks(const TiledPlan& plan, const BackwardTensors& tensors, const
 void store_gradient(float* row, const TensorView& tensor, std::int64_t index, std::int64_t head) {
   const std::int64_t dim = tensor.shape[2];
   for (std::int64_t c = 0; c < dim; ++c) row[c] += 0.0f;
-  simd::from_float(row, tensor.dtype,
-                   static_cast<std::byte*>(tensor.data) + (index * tensor.stride[0] + head * tensor.stride[1]) *
-                                                              static_cast<std::int64_t>(size_of(tensor.dtype)),
-                   dim);
+  simd::from_float(
+      row, tensor.dtype,
+      static_cast<std::byte*>(tensor.data) + (index * tensor.stride[0] + head * tensor.stride[1]) *
+                                                 static_cast<std::int64_t>(size_of(tensor.dtype)),
+      dim);
 }
 
 }  // namespace chorale::tiled

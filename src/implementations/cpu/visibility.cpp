@@ -11,7 +11,10 @@ namespace chorale::tiled {
 
 struct VisibilityComputer::State {
   explicit State(const TiledPlan& p)
-      : plan(p), program(p.problem().mask.program()), evaluator(program), by_head(program.uses(Program::Op::h)) {}
+      : plan(p),
+        program(p.problem().mask.program()),
+        evaluator(program),
+        by_head(program.uses(Program::Op::h)) {}
 
   // Narrows the range of slabs until each is empty, full or a single partial one.
   void classify_range(std::int64_t first, std::int64_t last, Visibility::Strip& strip) {

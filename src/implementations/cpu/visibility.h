@@ -39,7 +39,7 @@ class Visibility {
 
  private:
   const TiledPlan& plan_;
-  int heads_;  // 1 if the mask treats all KV heads alike
+  int heads_;                                // 1 if the mask treats all KV heads alike
   std::vector<std::int64_t> first_, count_;  // of each sequence: its strips
   std::vector<Strip> strips_;
 };
