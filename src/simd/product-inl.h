@@ -54,36 +54,47 @@ HWY_INLINE void product_block(const ProductArguments& p, std::int64_t row, std::
     for (int v = 0; v < Vectors; ++v) hn::StoreU(sums[i][v], d, out + i * p.out_row + v * N);
 }
 
-// All groups of columns for Rows rows: wide blocks first.
+// `groups` groups of columns from the first on, for Rows rows: wide blocks first.
 template <int Rows, int Wide>
-HWY_INLINE void product_rows(const ProductArguments& p, std::int64_t row) {
-  const std::int64_t groups = round_up(p.shape.columns) / lanes;
-  std::int64_t group = 0;
+HWY_INLINE void product_rows(const ProductArguments& p, std::int64_t row, std::int64_t first,
+                             std::int64_t groups) {
+  std::int64_t group = first;
   if constexpr (Wide > 1)
-    for (; group + Wide <= groups; group += Wide) product_block<Rows, Wide>(p, row, group);
-  for (; group < groups; ++group) product_block<Rows, 1>(p, row, group);
+    for (; group + Wide <= first + groups; group += Wide) product_block<Rows, Wide>(p, row, group);
+  for (; group < first + groups; ++group) product_block<Rows, 1>(p, row, group);
 }
 
-HWY_NOINLINE void product(const ProductArguments& p) {
+HWY_INLINE void product_groups(const ProductArguments& p, std::int64_t first, std::int64_t groups) {
   // 16 vector registers hold 6 x 16 columns in halves of 8; 32 registers hold 12 x 16 whole.
   constexpr int Tall = hn::MaxLanes(hn::CappedTag<float, 16>()) == 16 ? 12 : 6;
   std::int64_t row = 0;
-  for (; row + Tall <= p.shape.rows; row += Tall) product_rows<Tall, 1>(p, row);
-  for (; row + 6 <= p.shape.rows; row += 6) product_rows<6, 1>(p, row);
+  for (; row + Tall <= p.shape.rows; row += Tall) product_rows<Tall, 1>(p, row, first, groups);
+  for (; row + 6 <= p.shape.rows; row += 6) product_rows<6, 1>(p, row, first, groups);
   switch (p.shape.rows - row) {
     case 5:
-      return product_rows<5, 1>(p, row);
+      return product_rows<5, 1>(p, row, first, groups);
     case 4:
-      return product_rows<4, 1>(p, row);
+      return product_rows<4, 1>(p, row, first, groups);
     case 3:
-      return product_rows<3, 2>(p, row);
+      return product_rows<3, 2>(p, row, first, groups);
     case 2:
-      return product_rows<2, 3>(p, row);
+      return product_rows<2, 3>(p, row, first, groups);
     case 1:
-      return product_rows<1, 4>(p, row);
+      return product_rows<1, 4>(p, row, first, groups);
     default:
       return;
   }
+}
+
+HWY_NOINLINE void product(const ProductArguments& p) {
+  const std::int64_t groups = round_up(p.shape.columns) / lanes;
+  // A group that a first-level cache holds beside its rows is multiplied with all of them before the next;
+  // else all groups with a few rows. Where the inner values of a group lie at multiples of 256 bytes the
+  // cache would not hold it.
+  constexpr std::int64_t cached = 8 * 1024 / sizeof(float), few_rows = 12;
+  if (p.b_row % 64 == 0 || p.shape.inner * lanes > cached || p.shape.rows <= few_rows)
+    return product_groups(p, 0, groups);
+  for (std::int64_t group = 0; group < groups; ++group) product_groups(p, group, 1);
 }
 
 // The product that leaves out invisible pairs: one row at a time, a branch for each pair.

@@ -19,6 +19,8 @@ struct ProductArguments {
 };
 
 void product(const ProductArguments& arguments);  // on this processor's level
+// The same, leaving out the products whose visible[i * a.row + p * a.inner] is 0 (laid out as `a` is).
+void product_visible(const ProductArguments& arguments, const std::uint8_t* visible);
 
 // One panel of a bfloat16 weight: out[i][j] = sum over p of a[i][p] * panel[p / 2][j][p % 2], widened to
 // float32 and summed as a chain of fused multiply-adds.

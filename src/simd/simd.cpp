@@ -484,6 +484,9 @@ void multiply_visible(const ProductShape& shape, const Operand& a, const float* 
 }
 
 void product(const ProductArguments& arguments) { functions().product(arguments); }
+void product_visible(const ProductArguments& arguments, const std::uint8_t* visible) {
+  functions().product_visible(arguments, visible);
+}
 
 void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out,
                std::int64_t out_row) {

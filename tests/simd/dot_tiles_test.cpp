@@ -107,5 +107,30 @@ TEST_F(DotTiles, Multiplies) {
           }
 }
 
+// (A B)^T = B^T A^T, to the bit.
+TEST_F(DotTiles, TheSideOfAnOperandChangesNothing) {
+  constexpr std::int64_t rows = 32, columns = 48, inner = 128;
+  const auto left = random_values(rows * inner, 4), plain = random_values(inner * columns, 5);
+  std::vector<bfloat16> right(plain.size()), left_of_plain(plain.size()), right_of_left(left.size());
+  simd::pack_pairs(rows_of(plain, inner, columns).data(), inner, columns, right.data(), 2 * columns);
+  for (std::int64_t k = 0; k < inner; ++k)
+    for (std::int64_t j = 0; j < columns; ++j)
+      left_of_plain[static_cast<std::size_t>(j * inner + k)] =
+          plain[static_cast<std::size_t>(k * columns + j)];
+  simd::pack_pairs_transposed(rows_of(left, rows, inner).data(), rows, inner, right_of_left.data(), 2 * rows);
+  for (const simd::DotLevel level : levels()) {
+    std::vector<float> out(static_cast<std::size_t>(rows * columns)), transposed(out.size());
+    const simd::DotScope scope(level);
+    simd::dot_product(level, {rows, columns, inner}, left.data(), inner, right.data(), 2 * columns,
+                      out.data(), columns, false);
+    simd::dot_product(level, {columns, rows, inner}, left_of_plain.data(), inner, right_of_left.data(),
+                      2 * rows, transposed.data(), rows, false);
+    for (std::int64_t i = 0; i < rows; ++i)
+      for (std::int64_t j = 0; j < columns; ++j)
+        ASSERT_EQ(out[static_cast<std::size_t>(i * columns + j)],
+                  transposed[static_cast<std::size_t>(j * rows + i)]);
+  }
+}
+
 }  // namespace
 }  // namespace chorale

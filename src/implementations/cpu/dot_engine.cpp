@@ -3,13 +3,12 @@
 #include <algorithm>
 
 #include "implementations/cpu/dot_rows.h"
-#include "implementations/cpu/finite.h"
 #include "implementations/cpu/query_rows.h"
 
 namespace chorale::tiled {
 DotEngine::DotEngine(const TiledPlan& plan)
     : plan_(plan),
-      level_(plan.arithmetic() == Arithmetic::tdpbf16 ? simd::DotLevel::amx : simd::DotLevel::avx512_bf16),
+      level_(simd::DotLevel::avx512_bf16),
       queries_(
           static_cast<std::size_t>(simd::round_up(plan.most_rows(), strip_rows) * key_dim(plan.problem()))),
       row_(static_cast<std::size_t>(width)),
@@ -39,7 +38,7 @@ void DotEngine::scores(ScoreTile& tile) {
 
 void DotEngine::accumulate(ScoreTile& tile, float* out, std::int64_t out_row) {
   const std::int64_t inner = simd::round_up(tile.count(), 32);
-  if (tile.visible() == nullptr || all_finite(values_, inner * out_row)) {
+  if (tile.visible() == nullptr || finite_values_) {
     simd::dot_product(level_, {simd::round_up(tile.rows()), out_row, inner}, p_.data(), width, values_,
                       2 * out_row, out, out_row, true);
     return;

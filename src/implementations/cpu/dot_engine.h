@@ -30,7 +30,9 @@ class DotEngine {
   void pack_values(const KeyRows& values, std::int64_t first, std::int64_t count, bfloat16* packed);
 
   void load_queries(const QueryBlock& block, const TensorView& q);
-  void use(const bfloat16* keys, const bfloat16* values) { keys_ = keys, values_ = values; }
+  void use(const bfloat16* keys, const bfloat16* values, bool finite_values) {
+    keys_ = keys, values_ = values, finite_values_ = finite_values;
+  }
 
   void scores(ScoreTile& tile);
   simd::RowSoftmax softmax(ScoreTile& tile, std::int64_t r, float before) {
@@ -42,6 +44,7 @@ class DotEngine {
   const TiledPlan& plan_;
   simd::DotLevel level_;
   const bfloat16 *keys_ = nullptr, *values_ = nullptr;
+  bool finite_values_ = true;
   std::vector<bfloat16> queries_;     // [rows, key_dim]
   std::vector<const bfloat16*> row_;  // of the tile being packed
   std::vector<bfloat16> rows_;        // [width, dim], where those are not contiguous

@@ -19,18 +19,8 @@ std::vector<float> floats(std::int64_t count) { return std::vector<float>(static
 
 DotGradients::Queries::Queries(const TiledPlan& plan, const BackwardTensors& tensors)
     : plan_(plan), tensors_(tensors) {
-  std::int64_t blocks = 0;
-  for (int sequence = 0; sequence < plan.batch().sequences(); ++sequence) {
-    first_block_.push_back(blocks);
-    blocks += plan.block_count(sequence) * plan.problem().kv_heads;
-  }
   queries_ = make_store(plan.problem().head_dim);
   grad_outs_ = make_store(plan.problem().value_dim());
-}
-
-std::int64_t DotGradients::Queries::slot(const QueryBlock& block) const {
-  return first_block_[static_cast<std::size_t>(block.sequence)] +
-         block.kv_head * plan_.block_count(block.sequence) + block.index;
 }
 
 DotGradients::Queries::Store DotGradients::Queries::make_store(std::int64_t dim) const {
@@ -47,9 +37,9 @@ void DotGradients::Queries::prepare(const QueryBlock& block) {
 void DotGradients::Queries::fill(Store& store, const QueryBlock& block, const TensorView& tensor,
                                  std::int64_t dim) {
   const std::int64_t most = plan_.most_rows_padded(), rows = plan_.rows(block), row = simd::round_up(dim, 32);
-  bfloat16* to = store.rows.data() + slot(block) * most * row;
+  bfloat16* to = store.rows.data() + plan_.slot(block) * most * row;
   load_block(plan_, block, tensor, to, row);
-  bfloat16* transposed = store.transposed.data() + slot(block) * most * simd::round_up(dim);
+  bfloat16* transposed = store.transposed.data() + plan_.slot(block) * most * simd::round_up(dim);
   for (std::int64_t c = 0; c < dim; ++c)
     for (std::int64_t r = 0; r < rows; ++r) transposed[c * most + r] = to[r * row + c];
 }
@@ -57,15 +47,15 @@ void DotGradients::Queries::fill(Store& store, const QueryBlock& block, const Te
 DotGradients::BlockMatrix DotGradients::Queries::matrix(const Store& store, const QueryBlock& block,
                                                         std::int64_t dim) const {
   const std::int64_t most = plan_.most_rows_padded();
-  return {store.rows.data() + slot(block) * most * simd::round_up(dim, 32),
-          store.transposed.data() + slot(block) * most * simd::round_up(dim)};
+  return {store.rows.data() + plan_.slot(block) * most * simd::round_up(dim, 32),
+          store.transposed.data() + plan_.slot(block) * most * simd::round_up(dim)};
 }
 
 DotGradients::DotGradients(const TiledPlan& plan, const BackwardTensors& tensors, const Queries& queries)
     : plan_(plan),
       tensors_(tensors),
       all_queries_(queries),
-      level_(plan.arithmetic() == Arithmetic::tdpbf16 ? simd::DotLevel::amx : simd::DotLevel::avx512_bf16),
+      level_(simd::DotLevel::avx512_bf16),
       rows_(plan.most_rows_padded()),
       key_row_(simd::round_up(plan.problem().head_dim)),
       value_row_(simd::round_up(plan.problem().value_dim())),

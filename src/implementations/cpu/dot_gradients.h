@@ -43,14 +43,12 @@ class DotGradients {
     struct Store {
       Elements rows, transposed;
     };
-    std::int64_t slot(const QueryBlock& block) const;
     Store make_store(std::int64_t dim) const;
     void fill(Store& store, const QueryBlock& block, const TensorView& tensor, std::int64_t dim);
     BlockMatrix matrix(const Store& store, const QueryBlock& block, std::int64_t dim) const;
 
     const TiledPlan& plan_;
     const BackwardTensors& tensors_;
-    std::vector<std::int64_t> first_block_;  // of each sequence
     Store queries_, grad_outs_;
   };
 

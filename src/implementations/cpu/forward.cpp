@@ -124,8 +124,11 @@ class Forward {
       if (coverage == Coverage::empty) continue;
       tiles_.use(worker.engine, block.sequence, block.kv_head, first / Engine::width, worker.scratch);
       for (std::int64_t row = 0; row < plan_.rows(block); row += Engine::strip_rows) {
-        worker.tile.place(block, row, std::min(Engine::strip_rows, plan_.rows(block) - row), first, count,
-                          coverage);
+        const std::int64_t rows = std::min(Engine::strip_rows, plan_.rows(block) - row);
+        Coverage of_strip = coverage;
+        if (coverage == Coverage::partial) of_strip = worker.tile.cover(block, row, rows, first, count);
+        if (of_strip == Coverage::empty) continue;
+        worker.tile.place(block, row, rows, first, count, of_strip);
         worker.engine.scores(worker.tile);
         worker.tile.apply_programs();
         state.update(worker.engine, worker.tile, plan_.mutant());

@@ -1,22 +1,29 @@
 #include "implementations/cpu/fp32_engine.h"
 
-#include "implementations/cpu/finite.h"
+#include <algorithm>
+
+#include "implementations/cpu/panels.h"
 #include "implementations/cpu/query_rows.h"
+#include "simd/product.h"
 
 namespace chorale::tiled {
 
 Fp32Engine::Fp32Engine(const TiledPlan& plan)
     : plan_(plan),
       queries_(static_cast<std::size_t>(plan.most_rows() * plan.problem().head_dim)),
-      key_rows_(static_cast<std::size_t>(width * plan.problem().head_dim)) {}
+      rows_(static_cast<std::size_t>(
+          width *
+          std::max<std::int64_t>(plan.problem().head_dim, simd::round_up(plan.problem().value_dim())))) {}
 
 void Fp32Engine::pack_keys(const KeyRows& keys, std::int64_t first, std::int64_t count, float* packed) {
-  keys.load(first, count, key_rows_.data(), keys.dim());
-  simd::transpose(key_rows_.data(), keys.dim(), count, keys.dim(), packed, width);
+  keys.load(first, count, rows_.data(), keys.dim());
+  pack_panels_transposed(rows_.data(), keys.dim(), count, keys.dim(), packed);
 }
 
 void Fp32Engine::pack_values(const KeyRows& values, std::int64_t first, std::int64_t count, float* packed) {
-  values.load(first, count, packed, simd::round_up(values.dim()));
+  const std::int64_t row = simd::round_up(values.dim());
+  values.load(first, count, rows_.data(), row);
+  pack_panels(rows_.data(), row, count, row, width, packed);
 }
 
 void Fp32Engine::load_queries(const QueryBlock& block, const TensorView& q) {
@@ -25,17 +32,29 @@ void Fp32Engine::load_queries(const QueryBlock& block, const TensorView& q) {
 
 void Fp32Engine::scores(ScoreTile& tile) {
   const std::int64_t dim = plan_.problem().head_dim;
-  simd::multiply({tile.rows(), tile.count(), dim}, {queries_.data() + tile.first_row() * dim, dim, 1}, keys_,
-                 width, tile.data(), width, false);
+  simd::product({.shape = {tile.rows(), tile.count(), dim},
+                 .a = {queries_.data() + tile.first_row() * dim, dim, 1},
+                 .b = keys_,
+                 .b_row = simd::lanes,
+                 .b_group = dim * simd::lanes,
+                 .out = tile.data(),
+                 .out_row = width,
+                 .accumulate = false});
 }
 
 void Fp32Engine::accumulate(ScoreTile& tile, float* out, std::int64_t out_row) {
-  const simd::ProductShape shape{tile.rows(), plan_.problem().value_dim(), tile.count()};
-  const simd::Operand p{tile.data(), width, 1};
-  if (tile.visible() == nullptr || all_finite(values_, tile.count() * out_row))
-    simd::multiply(shape, p, values_, out_row, out, out_row, true);
+  const simd::ProductArguments product{.shape = {tile.rows(), plan_.problem().value_dim(), tile.count()},
+                                       .a = {tile.data(), width, 1},
+                                       .b = values_,
+                                       .b_row = simd::lanes,
+                                       .b_group = width * simd::lanes,
+                                       .out = out,
+                                       .out_row = out_row,
+                                       .accumulate = true};
+  if (tile.visible() == nullptr || finite_values_)
+    simd::product(product);
   else
-    simd::multiply_visible(shape, p, values_, out_row, tile.visible(), out, out_row, true);
+    simd::product_visible(product, tile.visible());
 }
 
 }  // namespace chorale::tiled

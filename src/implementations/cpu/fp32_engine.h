@@ -33,7 +33,9 @@ class Fp32Engine {
   void pack_values(const KeyRows& values, std::int64_t first, std::int64_t count, float* packed);
 
   void load_queries(const QueryBlock& block, const TensorView& q);
-  void use(const float* keys, const float* values) { keys_ = keys, values_ = values; }
+  void use(const float* keys, const float* values, bool finite_values) {
+    keys_ = keys, values_ = values, finite_values_ = finite_values;
+  }
 
   void scores(ScoreTile& tile);
   simd::RowSoftmax softmax(ScoreTile& tile, std::int64_t r, float before) {
@@ -44,7 +46,8 @@ class Fp32Engine {
  private:
   const TiledPlan& plan_;
   const float *keys_ = nullptr, *values_ = nullptr;
-  std::vector<float> queries_, key_rows_;
+  bool finite_values_ = true;
+  std::vector<float> queries_, rows_;
 };
 
 }  // namespace chorale::tiled

@@ -4,24 +4,45 @@
 
 #include "implementations/cpu/finite.h"
 #include "implementations/cpu/key_rows.h"
+#include "implementations/cpu/panels.h"
 #include "implementations/cpu/query_rows.h"
 
 namespace chorale::tiled {
 namespace {
 
+// Rows a cache line longer than they need to be: at powers of two apart, sixteen columns of many rows would
+// fall into few of the first-level cache's sets.
+std::int64_t row_of(std::int64_t dim) { return simd::round_up(dim) + simd::lanes; }
+
 std::vector<float> floats(std::int64_t count) { return std::vector<float>(static_cast<std::size_t>(count)); }
 
 }  // namespace
 
-Fp32Gradients::Fp32Gradients(const TiledPlan& plan, const BackwardTensors& tensors, const Queries&)
+Fp32Gradients::Queries::Queries(const TiledPlan& plan, const BackwardTensors& tensors)
     : plan_(plan),
       tensors_(tensors),
-      key_row_(simd::round_up(plan.problem().head_dim)),
-      value_row_(simd::round_up(plan.problem().value_dim())),
-      queries_(floats(plan.most_rows() * key_row_)),
-      grad_outs_(floats(plan.most_rows() * value_row_)),
+      key_row_(row_of(plan.problem().head_dim)),
+      value_row_(row_of(plan.problem().value_dim())) {
+  const std::int64_t rows = std::ssize(plan.blocks()) * plan.most_rows();
+  queries_ = floats(rows * key_row_);
+  grad_outs_ = floats(rows * value_row_);
+}
+
+void Fp32Gradients::Queries::prepare(const QueryBlock& block) {
+  const std::int64_t first = plan_.slot(block) * plan_.most_rows();
+  load_block(plan_, block, tensors_.q, queries_.data() + first * key_row_, key_row_);
+  load_block(plan_, block, tensors_.grad_out, grad_outs_.data() + first * value_row_, value_row_);
+}
+
+Fp32Gradients::Fp32Gradients(const TiledPlan& plan, const BackwardTensors& tensors, const Queries& queries)
+    : plan_(plan),
+      tensors_(tensors),
+      key_row_(row_of(plan.problem().head_dim)),
+      value_row_(row_of(plan.problem().value_dim())),
+      all_queries_(queries),
       keys_(floats(width * key_row_)),
       keys_transposed_(keys_),
+      key_panels_(keys_),
       values_(floats(width * value_row_)),
       values_transposed_(values_),
       grad_keys_(keys_),
@@ -32,23 +53,35 @@ void Fp32Gradients::load_keys(int sequence, int kv_head, std::int64_t first, std
   const KeyRows values(plan_, tensors_.v, tensors_.v_scale, sequence, kv_head, true);
   keys.load(first, count, keys_.data(), key_row_);
   values.load(first, count, values_.data(), value_row_);
-  simd::transpose(keys_.data(), key_row_, count, keys.dim(), keys_transposed_.data(), width);
-  simd::transpose(values_.data(), value_row_, count, values.dim(), values_transposed_.data(), width);
+  pack_panels_transposed(keys_.data(), key_row_, count, keys.dim(), keys_transposed_.data());
+  pack_panels_transposed(values_.data(), value_row_, count, values.dim(), values_transposed_.data());
+  pack_panels(keys_.data(), key_row_, count, key_row_, width, key_panels_.data());
 }
 
 void Fp32Gradients::load_queries(const QueryBlock& block) {
-  load_block(plan_, block, tensors_.q, queries_.data(), key_row_);
-  load_block(plan_, block, tensors_.grad_out, grad_outs_.data(), value_row_);
+  queries_ = all_queries_.queries(block);
+  grad_outs_ = all_queries_.grad_outs(block);
+}
+
+// out [rows, width] = left [rows, dim] right, the latter in panels of keys.
+void Fp32Gradients::multiply_keys(const ScoreTile& tile, const float* left, std::int64_t left_row,
+                                  std::int64_t dim, const std::vector<float>& right, float* out) {
+  simd::product({.shape = {tile.rows(), tile.count(), dim},
+                 .a = {left, left_row, 1},
+                 .b = right.data(),
+                 .b_row = simd::lanes,
+                 .b_group = dim * simd::lanes,
+                 .out = out,
+                 .out_row = width,
+                 .accumulate = false});
 }
 
 void Fp32Gradients::scores(ScoreTile& tile) {
-  simd::multiply({tile.rows(), tile.count(), plan_.problem().head_dim}, {queries_.data(), key_row_, 1},
-                 keys_transposed_.data(), width, tile.data(), width, false);
+  multiply_keys(tile, queries_, key_row_, plan_.problem().head_dim, keys_transposed_, tile.data());
 }
 
 void Fp32Gradients::grad_probabilities(ScoreTile& tile, float* out) {
-  simd::multiply({tile.rows(), tile.count(), plan_.problem().value_dim()}, {grad_outs_.data(), value_row_, 1},
-                 values_transposed_.data(), width, out, width, false);
+  multiply_keys(tile, grad_outs_, value_row_, plan_.problem().value_dim(), values_transposed_, out);
 }
 
 void Fp32Gradients::take(ScoreTile&, const float* grad_scores) { grad_scores_ = grad_scores; }
@@ -59,26 +92,44 @@ void Fp32Gradients::clear_grad_keys() {
 }
 
 // out += a * b over the pairs that the mask shows; `a` lies like the tile, perhaps transposed.
-void Fp32Gradients::add(const simd::ProductShape& shape, const simd::Operand& a, const float* b,
-                        std::int64_t row, const ScoreTile& tile, float* out) {
+void Fp32Gradients::add(const ScoreTile& tile, const simd::ProductArguments& product,
+                        std::int64_t b_elements) {
   if (tile.visible() == nullptr ||
-      (all_finite(a.data, tile.rows() * width) && all_finite(b, shape.inner * row)))
-    simd::multiply(shape, a, b, row, out, row, true);
+      (all_finite(product.a.data, tile.rows() * width) && all_finite(product.b, b_elements)))
+    simd::product(product);
   else
-    simd::multiply_visible(shape, a, b, row, tile.visible(), out, row, true);
+    simd::product_visible(product, tile.visible());
 }
 
 void Fp32Gradients::add_grad_keys(ScoreTile& tile) {
-  const Problem& problem = plan_.problem();
-  add({tile.count(), problem.value_dim(), tile.rows()}, {tile.data(), 1, width}, grad_outs_.data(),
-      value_row_, tile, grad_values_.data());
-  add({tile.count(), problem.head_dim, tile.rows()}, {grad_scores_, 1, width}, queries_.data(), key_row_,
-      tile, grad_keys_.data());
+  const auto add_sum = [&](std::int64_t dim, const float* left, const float* right, std::int64_t row,
+                           std::vector<float>& out) {
+    add(tile,
+        {.shape = {tile.count(), dim, tile.rows()},
+         .a = {left, 1, width},
+         .b = right,
+         .b_row = row,
+         .b_group = simd::lanes,
+         .out = out.data(),
+         .out_row = row,
+         .accumulate = true},
+        tile.rows() * row);
+  };
+  add_sum(plan_.problem().value_dim(), tile.data(), grad_outs_, value_row_, grad_values_);
+  add_sum(plan_.problem().head_dim, grad_scores_, queries_, key_row_, grad_keys_);
 }
 
 void Fp32Gradients::add_grad_queries(ScoreTile& tile, float* grad_queries) {
-  add({tile.rows(), plan_.problem().head_dim, tile.count()}, {grad_scores_, width, 1}, keys_.data(), key_row_,
-      tile, grad_queries);
+  add(tile,
+      {.shape = {tile.rows(), plan_.problem().head_dim, tile.count()},
+       .a = {grad_scores_, width, 1},
+       .b = key_panels_.data(),
+       .b_row = simd::lanes,
+       .b_group = width * simd::lanes,
+       .out = grad_queries,
+       .out_row = key_row_,
+       .accumulate = true},
+      width * key_row_);
 }
 
 }  // namespace chorale::tiled

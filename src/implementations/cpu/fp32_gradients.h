@@ -5,6 +5,7 @@
 
 #include "implementations/cpu/plan.h"
 #include "implementations/cpu/score_tile.h"
+#include "simd/product.h"
 #include "simd/simd.h"
 
 namespace chorale::tiled {
@@ -13,10 +14,23 @@ class Fp32Gradients {
  public:
   static constexpr std::int64_t width = tile_keys;
 
-  // Queries and gradients of outputs are loaded where they are used: nothing to prepare.
-  struct Queries {
-    Queries(const TiledPlan&, const BackwardTensors&) {}
-    void prepare(const QueryBlock&) {}
+  // Rows of every block as float32, for all key tiles.
+  class Queries {
+   public:
+    Queries(const TiledPlan& plan, const BackwardTensors& tensors);
+    void prepare(const QueryBlock& block);  // from any thread, once a block
+    const float* queries(const QueryBlock& block) const {
+      return queries_.data() + plan_.slot(block) * plan_.most_rows() * key_row_;
+    }
+    const float* grad_outs(const QueryBlock& block) const {
+      return grad_outs_.data() + plan_.slot(block) * plan_.most_rows() * value_row_;
+    }
+
+   private:
+    const TiledPlan& plan_;
+    const BackwardTensors& tensors_;
+    std::int64_t key_row_, value_row_;  // padded dimensions
+    std::vector<float> queries_, grad_outs_;
   };
 
   Fp32Gradients(const TiledPlan& plan, const BackwardTensors& tensors, const Queries& queries);
@@ -38,14 +52,16 @@ class Fp32Gradients {
   float* grad_value(std::int64_t j) { return grad_values_.data() + j * value_row_; }
 
  private:
-  void add(const simd::ProductShape& shape, const simd::Operand& a, const float* b, std::int64_t row,
-           const ScoreTile& tile, float* out);
+  static void multiply_keys(const ScoreTile& tile, const float* left, std::int64_t left_row, std::int64_t dim,
+                            const std::vector<float>& right, float* out);
+  static void add(const ScoreTile& tile, const simd::ProductArguments& product, std::int64_t b_elements);
 
   const TiledPlan& plan_;
   const BackwardTensors& tensors_;
-  std::int64_t key_row_, value_row_;        // padded dimensions
-  std::vector<float> queries_, grad_outs_;  // of the block
-  std::vector<float> keys_, keys_transposed_, values_, values_transposed_;
+  std::int64_t key_row_, value_row_;  // padded dimensions
+  const Queries& all_queries_;
+  const float *queries_ = nullptr, *grad_outs_ = nullptr;  // of the block
+  std::vector<float> keys_, keys_transposed_, key_panels_, values_, values_transposed_;
   std::vector<float> grad_keys_, grad_values_;
   const float* grad_scores_ = nullptr;
 };

@@ -3,10 +3,11 @@
 #pragma once
 
 #include <algorithm>
-#include <optional>
+#include <cstdint>
 #include <vector>
 
 #include "base/threads.h"
+#include "implementations/cpu/finite.h"
 #include "implementations/cpu/key_rows.h"
 #include "implementations/cpu/plan.h"
 
@@ -24,12 +25,25 @@ class PackedTiles {
         value_elements_(Engine::value_elements(plan.problem())) {
     constexpr std::int64_t blocks_worth_packing = 4;
     for (int sequence = 0; sequence < plan.batch().sequences(); ++sequence) {
-      const bool worth = plan.block_count(sequence) >= blocks_worth_packing;
+      const bool worth =
+          plan.block_count(sequence) >= blocks_worth_packing && plan.sequence_rows(sequence) > few_rows;
       first_tile_.push_back(worth ? tiles_ : -1);
       if (worth) tiles_ += tile_count(sequence) * plan.problem().kv_heads;
     }
+    if (tiles_ == 0) return;
+    keys_.swap(kept().keys);
+    values_.swap(kept().values);
     keys_.resize(static_cast<std::size_t>(tiles_ * key_elements_));
     values_.resize(static_cast<std::size_t>(tiles_ * value_elements_));
+    finite_.resize(static_cast<std::size_t>(tiles_));
+  }
+
+  PackedTiles(const PackedTiles&) = delete;
+  ~PackedTiles() {
+    constexpr std::size_t most = std::size_t{64} << 20;  // bytes of each
+    if (tiles_ == 0 || (keys_.capacity() + values_.capacity()) * sizeof(Element) > 2 * most) return;
+    keys_.swap(kept().keys);
+    values_.swap(kept().values);
   }
 
   // Call once; engine_of(worker) is a thread's engine.
@@ -40,8 +54,10 @@ class PackedTiles {
       parallel_for(tile_count(sequence) * plan_.problem().kv_heads, threads, [&](std::int64_t i, int worker) {
         const int head = static_cast<int>(i / tile_count(sequence));
         const std::int64_t slot = first_tile_[sequence] + i;
-        fill(engine_of(worker), sequence, head, i % tile_count(sequence), keys_.data() + slot * key_elements_,
-             values_.data() + slot * value_elements_);
+        if (!is_seen(sequence, head, i % tile_count(sequence))) return;
+        finite_[static_cast<std::size_t>(slot)] =
+            fill(engine_of(worker), sequence, head, i % tile_count(sequence),
+                 keys_.data() + slot * key_elements_, values_.data() + slot * value_elements_);
       });
     }
   }
@@ -53,26 +69,50 @@ class PackedTiles {
   void use(Engine& engine, int sequence, int head, std::int64_t tile, Scratch& scratch) const {
     if (first_tile_[sequence] >= 0) {
       const std::int64_t slot = first_tile_[sequence] + head * tile_count(sequence) + tile;
-      return engine.use(keys_.data() + slot * key_elements_, values_.data() + slot * value_elements_);
+      return engine.use(keys_.data() + slot * key_elements_, values_.data() + slot * value_elements_,
+                        finite_[static_cast<std::size_t>(slot)] != 0);
     }
     scratch.keys.resize(static_cast<std::size_t>(key_elements_));
     scratch.values.resize(static_cast<std::size_t>(value_elements_));
-    fill(engine, sequence, head, tile, scratch.keys.data(), scratch.values.data());
-    engine.use(scratch.keys.data(), scratch.values.data());
+    const bool finite = fill(engine, sequence, head, tile, scratch.keys.data(), scratch.values.data());
+    engine.use(scratch.keys.data(), scratch.values.data(), finite);
   }
 
  private:
+  // Memory that stays with the calling thread from one call to the next, unless it is large: fresh pages cost
+  // more than packing into them.
+  struct Kept {
+    std::vector<Element> keys, values;
+  };
+  static Kept& kept() {
+    thread_local Kept memory;
+    return memory;
+  }
+
   std::int64_t tile_count(int sequence) const {
     return (plan_.keys(sequence) + Engine::width - 1) / Engine::width;
   }
 
-  void fill(Engine& engine, int sequence, int head, std::int64_t tile, Element* keys, Element* values) const {
+  // Whether the mask shows any of the tile to any query row.
+  bool is_seen(int sequence, int head, std::int64_t tile) const {
+    const std::int64_t first = tile * Engine::width / Visibility::keys;
+    for (std::int64_t i = 0; i < plan_.strips(sequence); ++i) {
+      const auto& slabs = plan_.visibility().strip(sequence, head, i).slabs;
+      for (std::int64_t s = first; s < first + Engine::width / Visibility::keys; ++s)
+        if (s < std::ssize(slabs) && slabs[static_cast<std::size_t>(s)] != Visibility::empty) return true;
+    }
+    return false;
+  }
+
+  // Whether all values are finite.
+  bool fill(Engine& engine, int sequence, int head, std::int64_t tile, Element* keys, Element* values) const {
     const KeyRows key_rows(plan_, tensors_.k, tensors_.k_scale, sequence, head, false);
     const KeyRows value_rows(plan_, tensors_.v, tensors_.v_scale, sequence, head, true);
     const std::int64_t first = tile * Engine::width,
                        count = std::min(Engine::width, plan_.keys(sequence) - first);
     engine.pack_keys(key_rows, first, count, keys);
     engine.pack_values(value_rows, first, count, values);
+    return all_finite(values, value_elements_);
   }
 
   const TiledPlan& plan_;
@@ -80,6 +120,7 @@ class PackedTiles {
   std::int64_t key_elements_, value_elements_, tiles_ = 0;
   std::vector<std::int64_t> first_tile_;  // of each sequence; -1: packed where used
   std::vector<Element> keys_, values_;
+  std::vector<std::uint8_t> finite_;  // the values of each tile
 };
 
 }  // namespace chorale::tiled

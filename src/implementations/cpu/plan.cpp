@@ -15,22 +15,29 @@ TiledPlan::TiledPlan(std::string_view implementation, Problem bound, Batch step,
       mutant_(mutant),
       scale_(problem().scale_or_default() * (is_mutant(mutant, Mutant::scale_1_01) ? 1.01f : 1.0f)),
       visibility_(*this) {
-  for (int sequence = 0; sequence < batch().sequences(); ++sequence)
+  for (int sequence = 0; sequence < batch().sequences(); ++sequence) {
+    first_slot_.push_back(static_cast<std::int64_t>(blocks_.size()));
     for (std::int64_t index = 0; index < block_count(sequence); ++index)
       for (int head = 0; head < problem().kv_heads; ++head) {
         blocks_.push_back(block(sequence, head, index));
         most_rows_ = std::max(most_rows_, rows(blocks_.back()));
       }
+  }
   // Under causal masks a block costs what lies before its last position; elsewhere the order does not matter.
   std::stable_sort(blocks_.begin(), blocks_.end(), [&](const QueryBlock& x, const QueryBlock& y) {
     return position(x.sequence, x.first + x.positions) > position(y.sequence, y.first + y.positions);
   });
-  if (arithmetic_ == Arithmetic::tdpbf16) visibility_.compute();
+  visibility_.compute();
 }
 
 QueryBlock TiledPlan::block(int sequence, int kv_head, std::int64_t index) const {
   const std::int64_t first = index * positions_;
   return {sequence, kv_head, index, first, std::min(positions_, batch().q_len(sequence) - first)};
+}
+
+std::int64_t TiledPlan::slot(const QueryBlock& block) const {
+  return first_slot_[static_cast<std::size_t>(block.sequence)] + block.kv_head * block_count(block.sequence) +
+         block.index;
 }
 
 std::int64_t TiledPlan::keys(int sequence) const {

@@ -35,6 +35,8 @@ class TiledPlan : public Plan {
     return (batch().q_len(sequence) + positions_ - 1) / positions_;
   }
   QueryBlock block(int sequence, int kv_head, std::int64_t index) const;
+  // Numbers the blocks of the batch by sequence, KV head and index.
+  std::int64_t slot(const QueryBlock& block) const;
   std::int64_t most_rows() const { return most_rows_; }  // of any block
   std::int64_t most_rows_padded() const { return (most_rows_ + 31) / 32 * 32; }
   Arithmetic arithmetic() const { return arithmetic_; }
@@ -58,7 +60,7 @@ class TiledPlan : public Plan {
   }
   std::int64_t strips(int sequence) const { return blocks_of(sequence_rows(sequence), Visibility::rows); }
   static std::int64_t blocks_of(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
-  const Visibility& visibility() const { return visibility_; }  // under Arithmetic::tdpbf16
+  const Visibility& visibility() const { return visibility_; }  // of sequences of more than few_rows rows
   std::int64_t keys(int sequence) const;
   // exp(score) = exp2(value * log2_factor()), natural score = value * natural_factor(), for a product q . k
   // or what a score program made of scale() * (q . k).
@@ -78,6 +80,7 @@ class TiledPlan : public Plan {
   std::int64_t positions_;  // of a full block
   std::int64_t most_rows_ = 0;
   std::vector<QueryBlock> blocks_;
+  std::vector<std::int64_t> first_slot_;  // of each sequence
   Arithmetic arithmetic_;
   int threads_;
   Mutant mutant_;

@@ -1,6 +1,7 @@
 #include "implementations/cpu/score_tile.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "simd/simd.h"
@@ -29,14 +30,17 @@ Point ScoreTile::start(std::int64_t r) const {
       .k = first_};
 }
 
-Coverage ScoreTile::cover(const QueryBlock& block, std::int64_t first, std::int64_t count) const {
+Coverage ScoreTile::cover(const QueryBlock& block, std::int64_t first_row, std::int64_t rows,
+                          std::int64_t first, std::int64_t count) const {
   if (plan_.problem().mask.is_all()) return Coverage::full;
+  const std::int64_t group = plan_.problem().group_size();
   const std::int64_t head = plan_.problem().first_query_head + plan_.head(block, 0);
-  const std::int64_t position = plan_.position(block.sequence, block.first);
-  return classify(plan_.problem().mask.program(), {.b = {block.sequence, block.sequence},
-                                                   .h = {head, head + plan_.problem().group_size() - 1},
-                                                   .q = {position, position + block.positions - 1},
-                                                   .k = {first, first + count - 1}});
+  return classify(plan_.problem().mask.program(),
+                  {.b = {block.sequence, block.sequence},
+                   .h = {head, head + group - 1},
+                   .q = {plan_.position(block.sequence, block.first + first_row / group),
+                         plan_.position(block.sequence, block.first + (first_row + rows - 1) / group)},
+                   .k = {first, first + count - 1}});
 }
 
 void ScoreTile::place(const QueryBlock& block, std::int64_t first_row, std::int64_t rows, std::int64_t first,
@@ -47,6 +51,28 @@ void ScoreTile::place(const QueryBlock& block, std::int64_t first_row, std::int6
   first_ = first;
   count_ = count;
   coverage_ = coverage;
+}
+
+// From the plan's words where it has them, eight keys at a time.
+void ScoreTile::find_visible(std::int64_t r, std::uint8_t* shown) {
+  if (plan_.sequence_rows(block_.sequence) <= few_rows) return mask_.mask(start(r), count_, shown);
+  static constexpr auto spread = [] {
+    std::array<std::array<std::uint8_t, 8>, 256> bytes{};
+    for (std::size_t byte = 0; byte < bytes.size(); ++byte)
+      for (std::size_t bit = 0; bit < 8; ++bit) bytes[byte][bit] = byte >> bit & 1;
+    return bytes;
+  }();
+  const std::int64_t row = block_.first * plan_.problem().group_size() + first_row_ + r;
+  const Visibility::Strip& strip =
+      plan_.visibility().strip(block_.sequence, block_.kv_head, row / Visibility::rows);
+  for (std::int64_t k = 0; k < count_; k += Visibility::keys, shown += Visibility::keys) {
+    const std::int32_t slab = strip.slabs[static_cast<std::size_t>((first_ + k) / Visibility::keys)];
+    std::uint32_t word = slab == Visibility::full ? ~0u : 0;
+    if (slab >= 0) word = strip.words[static_cast<std::size_t>(slab + row % Visibility::rows)];
+    const std::int64_t count = std::min(Visibility::keys, count_ - k);
+    for (std::int64_t i = 0; i < count; i += 8, word >>= 8)
+      std::copy_n(spread[word & 255].begin(), std::min<std::int64_t>(8, count - i), shown + i);
+  }
 }
 
 void ScoreTile::apply_programs() {
@@ -61,7 +87,7 @@ void ScoreTile::apply_programs() {
   if (coverage_ == Coverage::partial) {
     for (std::int64_t r = 0; r < rows_; ++r) {
       std::uint8_t* shown = visible_.data() + r * width_;
-      mask_.mask(start(r), count_, shown);
+      find_visible(r, shown);
       float* score = row(r);
       for (std::int64_t i = 0; i < count_; ++i)
         score[i] = shown[i] ? score[i] : -std::numeric_limits<float>::infinity();

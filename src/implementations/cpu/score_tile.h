@@ -16,7 +16,12 @@ class ScoreTile {
   ScoreTile(const TiledPlan& plan, std::int64_t most_rows, std::int64_t width);
 
   // What the mask shows of keys [first, first + count) to a block: interval arithmetic, nothing is computed.
-  Coverage cover(const QueryBlock& block, std::int64_t first, std::int64_t count) const;
+  Coverage cover(const QueryBlock& block, std::int64_t first, std::int64_t count) const {
+    return cover(block, 0, plan_.rows(block), first, count);
+  }
+  // The same for rows [first_row, first_row + rows) of the block.
+  Coverage cover(const QueryBlock& block, std::int64_t first_row, std::int64_t rows, std::int64_t first,
+                 std::int64_t count) const;
 
   // Which scores come next: rows [first_row, first_row + rows) of the block against keys [first, first +
   // count).
@@ -44,6 +49,7 @@ class ScoreTile {
 
  private:
   Point start(std::int64_t r) const;
+  void find_visible(std::int64_t r, std::uint8_t* shown);
 
   const TiledPlan& plan_;
   RowEvaluator mask_, score_, derivative_;
