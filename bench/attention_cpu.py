@@ -1,11 +1,13 @@
 """Chorale's CPU attention against PyTorch's scaled_dot_product_attention: one process, the same data, interleaved.
 
-    python bench/attention_cpu.py LIBRARY [--threads N] [--seconds S] [--quick]
+    python bench/attention_cpu.py LIBRARY [--threads N] [--seconds S] [--dtypes A,B] [--quick [--length N] [--heads N]]
+                                  [--processor-time]
 
 LIBRARY is build/release/bench/libchorale_bench.so; `make bench` passes it. For each shape: the median time of each side,
 the spread (interquartile range over median), the ratio PyTorch / Chorale, and what fraction of the peak Chorale reaches,
 where the peak is measured in the same run by a loop of the same instruction (products) or by reading memory (decode).
-Without PyTorch the peer's columns are left out, and the program says so.
+Without PyTorch the peer's columns are left out, and the program says so. --processor-time counts the process's own time
+in place of the clock's, for a machine that others use: with --threads 1 only.
 """
 
 import argparse
@@ -80,6 +82,9 @@ def pointer(array):
     return ctypes.c_void_p(array.ctypes.data)
 
 
+clock = time.perf_counter
+
+
 def interleave(sides, seconds):
     """Runs the callables in turn for about `seconds`; their times in seconds."""
     times = [[] for _ in sides]
@@ -88,9 +93,9 @@ def interleave(sides, seconds):
     end = time.perf_counter() + seconds
     while len(times[0]) < 3 or (time.perf_counter() < end and len(times[0]) < 200):
         for side, samples in zip(sides, times):
-            start = time.perf_counter()
+            start = clock()
             side()
-            samples.append(time.perf_counter() - start)
+            samples.append(clock() - start)
     return times
 
 
@@ -121,6 +126,7 @@ class Bench:
         self.threads = arguments.threads
         self.seconds = arguments.seconds
         self.quick = arguments.quick
+        self.length, self.heads = arguments.length, arguments.heads
         self.table = None
         if torch:
             torch.set_num_threads(self.threads)
@@ -253,13 +259,14 @@ class Bench:
         print(f"memory: {bandwidth / 1e9:.1f} GB/s")
         print("peaks are measured again beside every row; a decode's is the memory's")
         self.table = Table()
-        shapes = ((1, 4096), (4, 1024), (16, 256))
+        shapes = ((1, self.length), (4, 1024), (16, 256))
         for dtype in dtypes:
             for batch, length in shapes[:1] if self.quick else shapes:
-                for heads, kv_heads in ((16, 16),) if self.quick else ((32, 8), (16, 16)):
+                for heads, kv_heads in ((self.heads, self.heads),) if self.quick else ((32, 8), (16, 16)):
                     self.packed(dtype, batch, length, heads, kv_heads)
-            self.threads_row(dtype)
-            self.masks(dtype)
+            if self.threads > 1:
+                self.threads_row(dtype, self.length, self.heads)
+            self.masks(dtype, 2 * self.length, self.heads)
             for batch, context in ((1, 8192), (16, 8192)) if self.quick else (
                     (1, 1024), (16, 1024), (64, 1024), (1, 8192), (16, 8192), (64, 8192), (1, 32768), (16, 32768)):
                 self.decode(dtype, batch, context)
@@ -280,7 +287,15 @@ def main():
     parser.add_argument("--seconds", type=float, default=2.0, help="for each row of the table")
     parser.add_argument("--quick", action="store_true", help="one shape of each kind")
     parser.add_argument("--dtypes", default="bfloat16,float32", help="of bfloat16, float16, float32")
+    parser.add_argument("--length", type=int, default=4096, help="of the longest sequence; masks take twice that")
+    parser.add_argument("--heads", type=int, default=16, help="with --quick")
+    parser.add_argument("--processor-time", action="store_true", help="for a busy machine; with --threads 1")
     arguments = parser.parse_args()
+    if arguments.processor_time:
+        if arguments.threads != 1:
+            parser.error("--processor-time: only with --threads 1, since it adds up the time of all threads")
+        global clock
+        clock = time.process_time
     Bench(arguments).run(arguments.dtypes.split(","))
 
 

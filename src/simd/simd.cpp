@@ -396,14 +396,47 @@ void from_float_array(const float* from, DType dtype, void* to, std::int64_t cou
   }
 }
 
-// Columns of eight or sixteen rows at a time, so that every written cache line is filled at once.
+// 8 x 8 elements: by pairs, fours, then halves of registers.
+HWY_INLINE void transpose_block(const float* in, std::int64_t in_row, float* out, std::int64_t out_row) {
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_SSE2  // never called
+  for (int i = 0; i < 8; ++i)
+    for (int j = 0; j < 8; ++j) out[j * out_row + i] = in[i * in_row + j];
+#else
+  const hn::CappedTag<float, 8> d;
+  const hn::Repartition<std::uint64_t, decltype(d)> pair;
+  using Row = hn::Vec<decltype(d)>;
+  Row r[8], t[8];
+  for (int i = 0; i < 8; ++i) r[i] = hn::LoadU(d, in + i * in_row);
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = hn::InterleaveLower(d, r[i], r[i + 1]);
+    t[i + 1] = hn::InterleaveUpper(d, r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      const auto low = hn::BitCast(pair, t[i + j]), high = hn::BitCast(pair, t[i + j + 2]);
+      r[i + 2 * j] = hn::BitCast(d, hn::InterleaveLower(pair, low, high));
+      r[i + 2 * j + 1] = hn::BitCast(d, hn::InterleaveUpper(pair, low, high));
+    }
+  for (int j = 0; j < 4; ++j) {
+    hn::StoreU(hn::ConcatLowerLower(d, r[j + 4], r[j]), d, out + j * out_row);
+    hn::StoreU(hn::ConcatUpperUpper(d, r[j + 4], r[j]), d, out + (j + 4) * out_row);
+  }
+#endif
+}
+
+// In blocks of 8 x 8, sixteen rows before the next columns, so that every written cache line is filled at
+// once; what is left over one by one.
 void transpose_array(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns,
                      float* out, std::int64_t out_row) {
-  constexpr std::int64_t block = 16;
-  for (std::int64_t i = 0; i < rows; i += block) {
-    const std::int64_t height = HWY_MIN(block, rows - i);
-    for (std::int64_t j = 0; j < columns; ++j)
-      for (std::int64_t r = 0; r < height; ++r) out[j * out_row + i + r] = in[(i + r) * in_row + j];
+  for (std::int64_t i = 0; i < rows; i += 16) {
+    const std::int64_t height = HWY_MIN(std::int64_t{16}, rows - i), whole = height / 8 * 8;
+    std::int64_t j = 0;
+    for (; j + 8 <= columns; j += 8)
+      for (std::int64_t r = 0; r < whole; r += 8)
+        transpose_block(in + (i + r) * in_row + j, in_row, out + j * out_row + i + r, out_row);
+    for (std::int64_t column = 0; column < columns; ++column)
+      for (std::int64_t r = column < j ? whole : 0; r < height; ++r)
+        out[column * out_row + i + r] = in[(i + r) * in_row + column];
   }
 }
 

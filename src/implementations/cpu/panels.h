@@ -1,5 +1,5 @@
-// Right-hand operands of float32 products as panels: sixteen columns together, inner values contiguous, so that
-// a panel stays in the first-level cache while many rows go past (simd/product.h, b_row = 16).
+// Right-hand operands of float32 products as panels: sixteen columns together, inner values contiguous, so
+// that a panel stays in the first-level cache while many rows go past (simd/product.h, b_row = 16).
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,6 @@
 #include "implementations/cpu/softmax_state.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 namespace chorale::tiled {
@@ -24,6 +23,7 @@ SoftmaxState::SoftmaxState(std::int64_t most_rows, std::int64_t value_dim)
       maximum_(static_cast<std::size_t>(most_rows)),
       sum_(static_cast<std::size_t>(most_rows)),
       tile_sums_(static_cast<std::size_t>(most_rows)),
+      factors_(static_cast<std::size_t>(most_rows)),
       out_(static_cast<std::size_t>(simd::round_up(most_rows) * value_row_)) {
 }  // engines write whole groups of rows
 
@@ -36,10 +36,10 @@ void SoftmaxState::reset(std::int64_t rows) {
 
 void SoftmaxState::rescale(std::int64_t first, std::span<const float> maxima, float log2_factor,
                            bool rescale_out) {
-  std::array<float, 128> factors{};
+  float* factors = factors_.data();
   for (std::size_t i = 0; i < maxima.size(); ++i)
     factors[i] = rescale_exponent(maximum_[first + i], maxima[i], log2_factor);
-  simd::exp2_nonpositive(factors.data(), factors.data(), static_cast<std::int64_t>(maxima.size()));
+  simd::exp2_nonpositive(factors, factors, static_cast<std::int64_t>(maxima.size()));
   for (std::size_t i = 0; i < maxima.size(); ++i) {
     const std::int64_t r = first + static_cast<std::int64_t>(i);
     if (maxima[i] == maximum_[r]) continue;

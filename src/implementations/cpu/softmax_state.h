@@ -45,7 +45,7 @@ class SoftmaxState {
   void rescale(std::int64_t first, std::span<const float> maxima, float log2_factor, bool rescale_out);
 
   std::int64_t rows_ = 0, value_dim_, value_row_;
-  std::vector<float> maximum_, sum_, tile_sums_, out_;
+  std::vector<float> maximum_, sum_, tile_sums_, factors_, out_;
 };
 
 template <class Engine>
