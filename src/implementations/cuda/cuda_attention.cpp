@@ -99,7 +99,9 @@ class CudaAttention final : public Implementation {
     CHORALE_RETURN_IF_ERROR(supports(problem, device, Phase::forward));
     CHORALE_RETURN_IF_ERROR(check_lengths(batch));
     CHORALE_ASSIGN_OR_RETURN(Gpu * gpu, Gpu::get(device.ordinal));
-    CHORALE_ASSIGN_OR_RETURN(std::shared_ptr<CudaPlan> made, CudaPlan::create(name(), *gpu, problem, batch));
+    CHORALE_ASSIGN_OR_RETURN(
+        std::shared_ptr<CudaPlan> made,
+        CudaPlan::create(name(), *gpu, problem, batch, order_of(problem.head_dim, problem.value_dim())));
     return std::shared_ptr<const Plan>(std::move(made));
   }
 

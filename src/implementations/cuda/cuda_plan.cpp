@@ -172,8 +172,8 @@ Result<CudaPlan::Kernels> CudaPlan::find_kernels(const Problem& problem, const B
   Kernels kernels;
   const auto find = [&](KernelKind kind, const WorkList::Part& part, const Kernel*& kernel) -> Status {
     if (part.row_blocks.empty()) return Status::ok();
-    CHORALE_ASSIGN_OR_RETURN(
-        kernel, gpu_.kernel(kernel_key(kind, problem, batch.page_size, part.chunked, part.positions)));
+    CHORALE_ASSIGN_OR_RETURN(kernel, gpu_.kernel(kernel_key(kind, problem, order_, batch.page_size,
+                                                            part.chunked, part.positions)));
     return Status::ok();
   };
   CHORALE_RETURN_IF_ERROR(find(KernelKind::forward, work.forward, kernels.forward));
@@ -182,10 +182,11 @@ Result<CudaPlan::Kernels> CudaPlan::find_kernels(const Problem& problem, const B
 }
 
 Result<std::shared_ptr<CudaPlan>> CudaPlan::create(std::string_view implementation, Gpu& gpu,
-                                                   const Problem& problem, const Batch& batch) {
+                                                   const Problem& problem, const Batch& batch,
+                                                   const Order& order) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem, batch));
-  std::shared_ptr<CudaPlan> plan(new CudaPlan(implementation, gpu, std::move(bound), batch));
-  plan->work_ = make_work_list(plan->problem(), batch);
+  std::shared_ptr<CudaPlan> plan(new CudaPlan(implementation, gpu, std::move(bound), batch, order));
+  plan->work_ = make_work_list(plan->problem(), batch, order.chunk);
   CHORALE_ASSIGN_OR_RETURN(plan->kernels_, plan->find_kernels(plan->problem(), batch, plan->work_));
   Sizes room = sizes_of(plan->problem(), batch, plan->work_);
   for (std::size_t* size : {&room.sequences, &room.forward_blocks, &room.decode_blocks, &room.split_items,
@@ -203,7 +204,7 @@ CudaPlan::~CudaPlan() {
 
 Status CudaPlan::update(const Batch& batch, void* stream) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem(), batch));
-  WorkList work = make_work_list(bound, batch, work_.decode.positions);
+  WorkList work = make_work_list(bound, batch, order_.chunk, work_.decode.positions);
   CHORALE_RETURN_IF_ERROR(check_room(sizes_of(bound, batch, work), room_));
   // A kernel for more chunks serves one too, and one without work ends at once.
   work.forward.chunked |= work_.forward.chunked;

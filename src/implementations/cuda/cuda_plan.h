@@ -20,7 +20,8 @@ class CudaPlan final : public Plan {
  public:
   // Compiles and loads the kernels that it needs, if nobody did before.
   static Result<std::shared_ptr<CudaPlan>> create(std::string_view implementation, Gpu& gpu,
-                                                  const Problem& problem, const Batch& batch);
+                                                  const Problem& problem, const Batch& batch,
+                                                  const Order& order);
   ~CudaPlan() override;
 
   // The same plan for another batch, in the order of `stream`. The batch may have as much of everything as
@@ -52,8 +53,8 @@ class CudaPlan final : public Plan {
     const Kernel *forward = nullptr, *decode = nullptr;  // null: nothing to do
   };
 
-  CudaPlan(std::string_view implementation, Gpu& gpu, Problem bound, const Batch& batch)
-      : Plan(implementation, std::move(bound), batch), gpu_(gpu) {}
+  CudaPlan(std::string_view implementation, Gpu& gpu, Problem bound, const Batch& batch, const Order& order)
+      : Plan(implementation, std::move(bound), batch), gpu_(gpu), order_(order) {}
 
   static Sizes sizes_of(const Problem& problem, const Batch& batch, const WorkList& work);
   static Status check_room(const Sizes& wanted, const Sizes& room);
@@ -67,6 +68,7 @@ class CudaPlan final : public Plan {
   void look_over();
 
   Gpu& gpu_;
+  Order order_;
   WorkList work_;
   Kernels kernels_;
   Sizes room_{};

@@ -76,6 +76,12 @@ std::string KernelKey::describe() const {
 }
 
 KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, bool chunked, int positions) {
+  return kernel_key(kind, problem, order_of(problem.head_dim, problem.value_dim()), page_size, chunked,
+                    positions);
+}
+
+KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order, int page_size, bool chunked,
+                     int positions) {
   KernelKey key;
   key.kind = kind;
   key.head_dim = problem.head_dim;
@@ -84,8 +90,8 @@ KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, boo
   key.fp8_cache = problem.has_kv_scales();
   key.paged = page_size != 0;
   key.page_size = page_size;
-  key.tile = tile_keys(key.head_dim, key.value_dim);
-  key.chunk = chunk_keys(key.value_dim);
+  key.tile = order.tile;
+  key.chunk = order.chunk;
   key.positions = 1;
   if (kind == KernelKind::store || kind == KernelKind::copy_pages) return key;
   key.group = problem.group_size();

@@ -5,6 +5,7 @@
 
 #include "chorale/batch.h"
 #include "chorale/problem.h"
+#include "implementations/cuda/order.h"
 
 namespace chorale::cuda {
 
@@ -32,5 +33,8 @@ struct KernelKey {
 // The kernel of this kind that serves a problem over packed (page_size 0) or paged keys. `positions` of a row
 // block: a decode's, from 1 to decode_rows / group; the forward's are always the same.
 KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, bool chunked, int positions = 1);
+// The same in another order of arithmetic, which gives other bits.
+KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order, int page_size, bool chunked,
+                     int positions);
 
 }  // namespace chorale::cuda

@@ -18,4 +18,12 @@ constexpr int chunk_keys(int value_dim) { return value_dim <= 128 ? 1024 : 4096;
 constexpr int block_rows = 128;
 constexpr int decode_rows = 32;  // at most, of the decode kernel
 
+struct Order {
+  int tile = 0, chunk = 0;
+  bool operator==(const Order&) const = default;
+};
+constexpr Order order_of(int head_dim, int value_dim) {
+  return {tile_keys(head_dim, value_dim), chunk_keys(value_dim)};
+}
+
 }  // namespace chorale::cuda

@@ -58,8 +58,8 @@ void split(const Batch& batch, int chunk, WorkList::Part& decode) {
 
 }  // namespace
 
-WorkList make_work_list(const Problem& problem, const Batch& batch, int least_decode_positions) {
-  const int group = problem.group_size(), chunk = chunk_keys(problem.value_dim());
+WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, int least_decode_positions) {
+  const int group = problem.group_size();
   const int decode_positions = decode_rows / group;  // at most; 0: heads alone are too many rows
   WorkList work;
   work.forward.positions = std::max(1, block_rows / group);

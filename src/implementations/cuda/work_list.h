@@ -23,6 +23,7 @@ struct WorkList {
 };
 
 // A decode's row blocks have at least so many positions.
-WorkList make_work_list(const Problem& problem, const Batch& batch, int least_decode_positions = 1);
+WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk,
+                        int least_decode_positions = 1);
 
 }  // namespace chorale::cuda

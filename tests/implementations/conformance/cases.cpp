@@ -291,6 +291,56 @@ Edges Edges::of(const Fingerprint& fingerprint) {
   return edges;
 }
 
+namespace {
+
+// What a GPU's copy engine takes: 16 bytes at a time, the last dimension contiguous.
+Case for_gpu(Case test, Generator& generator, int head_dim, int value_dim) {
+  constexpr std::pair<int, int> heads[] = {{1, 1}, {2, 2}, {4, 2}, {8, 1}, {6, 2}};
+  test.problem.head_dim = head_dim;
+  test.problem.value_head_dim = value_dim;
+  if (test.problem.dtype == DType::float32) test.problem.dtype = DType::bfloat16;
+  // Features that tables depend on have been applied: only how many heads a KV head has may change.
+  const bool is_free = test.problem.score.is_identity() && test.problem.first_query_head == 0;
+  if (is_free)
+    std::tie(test.problem.query_heads, test.problem.kv_heads) = heads[generator.below(std::size(heads))];
+  const auto plain = [](Arrangement a) {
+    return a == Arrangement::heads_first ? a : Arrangement::contiguous;
+  };
+  test.inputs = plain(test.inputs);
+  test.outputs = plain(test.outputs);
+  return test;
+}
+
+}  // namespace
+
+std::vector<Case> gpu_cases(const Edges& edges, std::uint64_t seed) {
+  Generator generator(edges, seed);
+  std::vector<Case> cases;
+  const auto add = [&](Case test, int head_dim = 128, int value_dim = 128) {
+    cases.push_back(for_gpu(std::move(test), generator, head_dim, value_dim));
+  };
+  const std::vector<Shape> all_shapes = shapes(edges);
+  // Each feature at one shape, going through them; and each shape with a causal mask.
+  for (std::size_t i = 0; const Feature& feature : features())
+    add(generator.draw(feature, all_shapes[2 + i++ % (all_shapes.size() - 2)]));
+  for (const Shape& shape : all_shapes)
+    for (const int page_size : {0, 16}) {
+      Case test = generator.draw(features()[1], shape);
+      test.page_size = page_size;
+      add(std::move(test));
+    }
+  for (const auto& [head_dim, value_dim] :
+       {std::pair(64, 64), {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}})
+    for (const Shape& shape : {all_shapes[2], all_shapes[4]})
+      add(generator.draw(features()[1], shape), head_dim, value_dim);
+  std::vector<Case> rest;
+  sweep_layouts(generator, edges, rest);
+  sweep_fills(generator, edges, std::span(all_types).first(2), rest);
+  for (Case& test : rest)
+    if (test.inputs != Arrangement::broadcast_heads) add(std::move(test));
+  return cases;
+}
+
 std::vector<Case> fast_cases(const Edges& edges) {
   Generator generator(edges, 7);
   std::vector<Case> cases;

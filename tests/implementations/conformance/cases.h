@@ -20,4 +20,8 @@ std::vector<Case> fast_cases(const Edges& edges);
 // What a case does not sweep (type, heads, layout, arrangement) is drawn from `seed`.
 std::vector<Case> full_cases(const Edges& edges, std::uint64_t seed = 1);
 
+// For kernels of a GPU: the same features, shapes and fills, with the types, dimensions, heads and layouts
+// that it has. Few enough of them differ in what is compiled that compiling them all takes a minute.
+std::vector<Case> gpu_cases(const Edges& edges, std::uint64_t seed = 1);
+
 }  // namespace chorale::conformance

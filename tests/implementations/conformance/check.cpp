@@ -73,12 +73,14 @@ struct Output {
   const Bounded* expected;
   double Margins::*margin;
 };
-std::vector<Output> outputs(const Problem& problem, const Data& data, const Expected& expected) {
+std::vector<Output> outputs(const Problem& problem, const Data& data, const Expected& expected,
+                            Passes passes) {
   std::vector<Output> list{{"out", &data.out, &expected.out, &Margins::out},
-                           {"lse", &data.lse, &expected.lse, &Margins::lse},
-                           {"grad_q", &data.grad_q, &expected.grad_q, &Margins::grad_q},
-                           {"grad_k", &data.grad_k, &expected.grad_k, &Margins::grad_k},
-                           {"grad_v", &data.grad_v, &expected.grad_v, &Margins::grad_v}};
+                           {"lse", &data.lse, &expected.lse, &Margins::lse}};
+  if (passes == Passes::forward) return list;
+  list.push_back({"grad_q", &data.grad_q, &expected.grad_q, &Margins::grad_q});
+  list.push_back({"grad_k", &data.grad_k, &expected.grad_k, &Margins::grad_k});
+  list.push_back({"grad_v", &data.grad_v, &expected.grad_v, &Margins::grad_v});
   if (problem.sinks)
     list.push_back({"grad_sinks", &data.grad_sinks, &expected.grad_sinks, &Margins::grad_sinks});
   return list;
@@ -130,11 +132,11 @@ bool same_bits(const Stored& x, const Stored& y) {
 }
 
 Result<Data> run(const Implementation& implementation, const Case& test, Background background,
-                 const Device& device) {
+                 const Device& device, Passes passes) {
   Data data = make_data(test, background);
   CHORALE_ASSIGN_OR_RETURN(const auto plan, implementation.plan(test.problem, data.batch, device));
   CHORALE_RETURN_IF_ERROR(implementation.forward(*plan, data.forward()));
-  CHORALE_RETURN_IF_ERROR(implementation.backward(*plan, data.backward()));
+  if (passes == Passes::both) CHORALE_RETURN_IF_ERROR(implementation.backward(*plan, data.backward()));
   return data;
 }
 
@@ -157,19 +159,19 @@ bool rounds_weights(const Implementation& implementation, const Case& test, cons
 
 }  // namespace
 
-Report check(const Implementation& implementation, const Case& test, const Device& device) {
+Report check(const Implementation& implementation, const Case& test, const Device& device, Passes passes) {
   Report report;
   const auto fail = [&](const std::string& what) {
     report.failures.push_back(fmt::format("{}: {}: {}", implementation.name(), test.describe(), what));
   };
-  const Result<Data> data = run(implementation, test, Background::poison, device);
-  const Result<Data> clean = run(implementation, test, Background::zeros, device);
+  const Result<Data> data = run(implementation, test, Background::poison, device, passes);
+  const Result<Data> clean = run(implementation, test, Background::zeros, device, passes);
   if (!data || !clean) {
     fail((data ? clean : data).status().message());
     return report;
   }
   const Expected expected = expect(bind(test), *data, rounds_weights(implementation, test, device));
-  for (const Output& output : outputs(test.problem, *data, expected)) {
+  for (const Output& output : outputs(test.problem, *data, expected, passes)) {
     const Comparison comparison = compare(*output.expected, output.actual->view);
     report.margins.*output.margin = comparison.worst;
     if (!comparison.failure.empty()) fail(fmt::format("{} {}", output.name, comparison.failure));
@@ -177,8 +179,8 @@ Report check(const Implementation& implementation, const Case& test, const Devic
       fail(fmt::format("{}: memory around it was written", output.name));
     }
   }
-  const auto theirs = outputs(test.problem, *clean, expected);
-  for (std::size_t i = 0; const Output& output : outputs(test.problem, *data, expected)) {
+  const auto theirs = outputs(test.problem, *clean, expected, passes);
+  for (std::size_t i = 0; const Output& output : outputs(test.problem, *data, expected, passes)) {
     if (same_bits(*output.actual, *theirs[i++].actual)) continue;
     fail(fmt::format("{} has other bits where unused and hidden memory holds zeros", output.name));
   }

@@ -27,11 +27,14 @@ struct Report {
 //   - nothing written but the outputs' elements;
 //   - the same bits where what nothing may depend on holds zeros instead of NaN and Inf;
 //   - the same out when lse is not asked for.
-Report check(const Implementation& implementation, const Case& test, const Device& device = Device::cpu());
+// An implementation without a backward pass is asked for the forward one alone.
+enum class Passes { both, forward };
+Report check(const Implementation& implementation, const Case& test, const Device& device = Device::cpu(),
+             Passes passes = Passes::both);
 
 // The tensors of a case after forward and backward.
 Result<Data> run(const Implementation& implementation, const Case& test, Background background,
-                 const Device& device);
+                 const Device& device, Passes passes = Passes::both);
 
 // Equal bytes, what lies around the view included.
 bool same_bits(const Stored& x, const Stored& y);

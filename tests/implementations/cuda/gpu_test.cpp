@@ -1,0 +1,382 @@
+// flash_attention_3 on a GPU: the conformance suite with its float64 oracle, and every promise of bits.
+// Skipped, saying so, where there is no Hopper GPU.
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+
+#include <bit>
+#include <map>
+#include <thread>
+#include <tuple>
+
+#include "base/float.h"
+#include "base/threads.h"
+#include "implementations/conformance/cases.h"
+#include "implementations/conformance/check.h"
+#include "implementations/cuda/cuda_attention.h"
+#include "implementations/cuda/on_gpu.h"
+#include "implementations/cuda/order.h"
+
+namespace chorale {
+namespace {
+
+using conformance::Background;
+using conformance::Case;
+using conformance::Data;
+using conformance::Passes;
+using conformance::Sequence;
+using ::testing::HasSubstr;
+using testing::OnDevice;
+using testing::OnGpu;
+
+class OnHopper : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const Problem plain{.query_heads = 1, .kv_heads = 1, .head_dim = 64};
+    if (const Status can = cuda_attention().supports(plain, Device::cuda(), Phase::forward); !can.is_ok())
+      GTEST_SKIP() << can.message();
+    gpu_ = cuda::Gpu::get(0).value();
+    attention_ = std::make_unique<OnGpu>(*gpu_);
+  }
+
+  // Compiles what a batch of cases needs, many kernels at a time.
+  void compile(const std::vector<Case>& cases) const {
+    parallel_for(static_cast<std::int64_t>(cases.size()), 0, [&](std::int64_t i, int) {
+      const Case& test = cases[static_cast<std::size_t>(i)];
+      if (!cuda::supports_problem(test.problem).is_ok()) return;
+      for (const cuda::KernelKey& key : keys_of(test))
+        (void)cuda::compile_kernel(key, gpu_->arch(), cuda::KernelCache(cuda::KernelCache::default_folder()));
+    });
+  }
+  static std::vector<cuda::KernelKey> keys_of(const Case& test) {
+    const Data data = conformance::make_data(test);
+    Problem bound = test.problem;
+    bound.mask = bound.mask.with_tables(test.tables).value();
+    bound.score = bound.score.with_tables(test.tables).value();
+    const cuda::Order order = cuda::order_of(bound.head_dim, bound.value_dim());
+    const cuda::WorkList work = cuda::make_work_list(bound, data.batch, order.chunk);
+    std::vector<cuda::KernelKey> keys;
+    if (!work.forward.row_blocks.empty())
+      keys.push_back(
+          cuda::kernel_key(cuda::KernelKind::forward, bound, test.page_size, work.forward.chunked));
+    if (!work.decode.row_blocks.empty())
+      keys.push_back(cuda::kernel_key(cuda::KernelKind::decode, bound, test.page_size, work.decode.chunked,
+                                      work.decode.positions));
+    return keys;
+  }
+
+  cuda::Gpu* gpu_ = nullptr;
+  std::unique_ptr<OnGpu> attention_;
+};
+
+TEST_F(OnHopper, ConformsAtEveryFeatureAndShape) {
+  const auto cases = conformance::gpu_cases({.tile = 128, .chunk = 1024});
+  compile(cases);
+  std::map<std::string_view, conformance::Margins> margins;
+  int checked = 0;
+  for (const Case& test : cases) {
+    const auto report = conformance::check(*attention_, test, Device::cuda(), Passes::forward);
+    for (const std::string& failure : report.failures) ADD_FAILURE() << failure;
+    margins[name(test.problem.dtype)].include(report.margins);
+    ++checked;
+  }
+  fmt::print("{} cases on {}; the worst row's error as a part of what is allowed:\n", checked,
+             gpu_->describe());
+  for (const auto& [type, m] : margins) fmt::print("  {:10} out {:.3f}  lse {:.3f}\n", type, m.out, m.lse);
+}
+
+// ---- Bits. A row of a result, found by what it is and not by where it lies: (content, position, head).
+
+using Token = std::tuple<std::uint64_t, std::int64_t, std::int64_t>;
+using Rows = std::map<Token, std::vector<std::uint32_t>>;
+
+Rows collect(const Case& test, const Data& data) {
+  Rows rows;
+  std::int64_t row = 0;
+  for (const Sequence& s : test.sequences)
+    for (std::int64_t i = 0; i < s.queries; ++i, ++row)
+      for (int head = 0; head < test.problem.query_heads; ++head) {
+        auto& bits = rows[{s.content, s.keys - s.queries + i, head}];
+        const auto append = [&](const TensorView& view, std::int64_t at) {
+          bits.push_back(std::bit_cast<std::uint32_t>(load_element(view.data, view.dtype, at)));
+        };
+        for (int c = 0; c < test.problem.value_dim(); ++c)
+          append(data.out.view, row * data.out.view.stride[0] + head * data.out.view.stride[1] + c);
+        append(data.lse.view, row * data.lse.view.stride[0] + head);
+      }
+  return rows;
+}
+
+std::size_t differences(const Rows& all, const Rows& some) {
+  std::size_t count = 0;
+  for (const auto& [token, bits] : some) {
+    const auto found = all.find(token);
+    if (found == all.end())
+      ADD_FAILURE() << "no row to compare with";
+    else
+      count += found->second != bits;
+  }
+  return count;
+}
+
+struct Feature {
+  std::string_view name;
+  Mask mask;
+  Score score;
+  bool sinks;
+};
+
+struct Shape {
+  int head_dim, value_dim, query_heads, kv_heads;
+  DType dtype;
+};
+
+std::string shape_name(const ::testing::TestParamInfo<Shape>& entry) {
+  const Shape& shape = entry.param;
+  return fmt::format("d{}v{}g{}{}", shape.head_dim, shape.value_dim, shape.query_heads / shape.kv_heads,
+                     name(shape.dtype));
+}
+
+class Bits : public OnHopper, public ::testing::WithParamInterface<Shape> {
+ protected:
+  static std::vector<Feature> features() {
+    return {{"causal", mask::causal(), {}, false},
+            {"everything", mask::causal() && mask::window(300),
+             score::alibi(score::alibi_slopes(GetParam().query_heads)).then(score::softcap(20)), true}};
+  }
+  // Whole sequences, from one token to more than a chunk.
+  static Case whole(const Feature& feature) {
+    const Shape& shape = GetParam();
+    const int chunk = cuda::chunk_keys(shape.value_dim);
+    return {.feature = std::string(feature.name),
+            .problem = {.query_heads = shape.query_heads,
+                        .kv_heads = shape.kv_heads,
+                        .head_dim = shape.head_dim,
+                        .value_head_dim = shape.value_dim,
+                        .dtype = shape.dtype,
+                        .mask = feature.mask,
+                        .score = feature.score,
+                        .sinks = feature.sinks},
+            .sequences = {
+                {1, 1, 10}, {17, 17, 11}, {64, 64, 12}, {130, 130, 13}, {chunk + 150, chunk + 150, 14}}};
+  }
+  Rows forward(const Implementation& attention, const Case& test) const {
+    const auto data = conformance::run(attention, test, Background::poison, Device::cuda(), Passes::forward);
+    EXPECT_TRUE(data.has_value()) << data.status().message();
+    return data ? collect(test, *data.operator->()) : Rows();
+  }
+  Rows forward(const Case& test) const { return forward(*attention_, test); }
+
+  // Every sequence cut into pieces of queries, each of which sees the keys up to its own end.
+  static Case cut(const Case& test, std::int32_t chunk, int page_size) {
+    Case pieces = test;
+    pieces.sequences.clear();
+    const std::int32_t late =
+        test.sequences.back().keys - 40;  // of the longest only its end, where pieces are many
+    for (const Sequence& s : test.sequences)
+      for (std::int32_t begin = 0; begin < s.keys; begin += chunk)
+        if (const std::int32_t end = std::min(begin + chunk, s.keys);
+            chunk >= 64 || s.keys < 200 || end > late)
+          pieces.sequences.push_back({end - begin, end, s.content});
+    pieces.page_size = page_size;
+    return pieces;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, Bits,
+    ::testing::Values(Shape{128, 128, 8, 2, DType::bfloat16}, Shape{128, 128, 4, 4, DType::float16},
+                      Shape{64, 64, 8, 1, DType::bfloat16}, Shape{96, 96, 4, 2, DType::bfloat16},
+                      Shape{192, 128, 4, 2, DType::bfloat16}, Shape{192, 192, 4, 2, DType::bfloat16},
+                      Shape{256, 256, 4, 2, DType::bfloat16}),
+    shape_name);
+
+TEST_P(Bits, PackedPagedChunkedAndDecodedAreOne) {
+  for (const Feature& feature : features()) {
+    SCOPED_TRACE(feature.name);
+    const Case packed = whole(feature);
+    std::vector<Case> others;
+    for (const int page_size : {1, 16, 64, 256})
+      for (const std::uint64_t order : {1u, 2u}) {
+        others.push_back(packed);
+        others.back().page_size = page_size;
+        others.back().page_order = order;
+      }
+    for (const std::int32_t chunk : {1, 3, 100, 512}) others.push_back(cut(packed, chunk, 16));
+    others.push_back(cut(packed, 1, 0));
+    std::vector<Case> all = others;
+    all.push_back(packed);
+    compile(all);
+    const Rows reference = forward(packed);
+    ASSERT_FALSE(reference.empty());
+    for (const Case& other : others)
+      EXPECT_EQ(differences(reference, forward(other)), 0u)
+          << "of " << reference.size() << " rows, " << other.describe();
+  }
+}
+
+TEST_P(Bits, AloneOrAmong256) {
+  const Case test = whole(features()[0]);
+  const Rows reference = forward(test);
+  for (const Sequence& s : test.sequences) {
+    Case alone = test;
+    alone.sequences = {s};
+    EXPECT_EQ(differences(reference, forward(alone)), 0u) << "sequence of " << s.keys << " alone";
+  }
+  Case decode = test;  // the last token of each, alone and with 250 others
+  decode.page_size = 16;
+  for (Sequence& s : decode.sequences) s.queries = 1;
+  EXPECT_EQ(differences(reference, forward(decode)), 0u) << "one token of each";
+  Case crowd = decode;
+  for (std::uint64_t i = 0; i < 251; ++i)
+    crowd.sequences.insert(crowd.sequences.begin() + static_cast<std::ptrdiff_t>(i % 3),
+                           {1, static_cast<std::int32_t>(1 + i * 7), 100 + i});
+  Rows mixed = forward(crowd);
+  std::erase_if(mixed, [](const auto& row) { return std::get<0>(row.first) >= 100; });
+  EXPECT_EQ(differences(reference, mixed), 0u) << "among 256";
+}
+
+// The comparison sees another order of arithmetic.
+TEST_P(Bits, ControlAnotherChunkGivesOtherBits) {
+  Case test = whole(features()[0]);
+  test.sequences = {{700, 700, 14}};
+  const OnGpu shorter(*gpu_, 256);
+  const Rows reference = forward(test), other = forward(shorter, test);
+  EXPECT_GT(differences(reference, other), reference.size() / 4);
+}
+
+class Runtime : public Bits {};
+INSTANTIATE_TEST_SUITE_P(Shapes, Runtime, ::testing::Values(Shape{128, 128, 8, 2, DType::bfloat16}));
+
+// Prefill and decode a thousand times each.
+TEST_P(Runtime, AThousandRunsHaveTheSameBits) {
+  for (const bool is_decode : {false, true}) {
+    Case test = whole(features()[0]);
+    test.page_size = 16;
+    if (is_decode)
+      for (Sequence& s : test.sequences) s.queries = 1;
+    const Data data = conformance::make_data(test);
+    const auto plan = attention_->plan(test.problem, data.batch, Device::cuda()).value();
+    OnDevice device(*gpu_, data.forward());
+    ASSERT_TRUE(device.to_device().is_ok());
+    std::vector<std::byte> first;
+    for (int run = 0; run < 1000; ++run) {
+      ASSERT_TRUE(cuda_attention().forward(*plan, device.tensors()).is_ok());
+      if (run % 50 != 0 && run != 999) continue;  // copying back is what takes time
+      ASSERT_TRUE(device.to_host().is_ok());
+      const auto* bytes = static_cast<const std::byte*>(data.out.memory.view().data);
+      const std::vector<std::byte> now(bytes, bytes + data.out.memory.bytes());
+      if (first.empty()) first = now;
+      ASSERT_EQ(now, first) << "run " << run;
+    }
+  }
+}
+
+TEST_P(Runtime, TwoStreamsOfOnePlanGetWhatOneGets) {
+  const Case test = whole(features()[0]);
+  const Data data = conformance::make_data(test);
+  const auto plan = attention_->plan(test.problem, data.batch, Device::cuda()).value();
+  const Rows reference = forward(test);
+  const cuda::Driver& d = gpu_->driver();
+  std::vector<std::thread> threads;
+  std::atomic<int> same = 0;
+  for (int i = 0; i < 2; ++i)
+    threads.emplace_back([&] {
+      const Data mine = conformance::make_data(test);
+      OnDevice device(*gpu_, mine.forward());
+      cuda::Stream stream = nullptr;
+      {
+        const cuda::Gpu::Scope scope(*gpu_);
+        d.create_stream(&stream, 1);
+      }
+      bool ok = device.to_device().is_ok();
+      device.set_stream(stream);
+      for (int run = 0; run < 20 && ok; ++run) ok = cuda_attention().forward(*plan, device.tensors()).is_ok();
+      ok = ok && device.to_host().is_ok() && differences(reference, collect(test, mine)) == 0;
+      same += ok;
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(same, 2);
+}
+
+// A graph that was captured with one batch replays with others that update() puts into the plan.
+TEST_P(Runtime, AGraphReplaysWithNewLengthsAndPages) {
+  Case test = whole(features()[0]);
+  test.page_size = 16;
+  for (Sequence& s : test.sequences) s.queries = 1;
+  const Data data = conformance::make_data(test);
+  OnDevice device(*gpu_, data.forward());
+  ASSERT_TRUE(device.to_device().is_ok());
+  const auto plan = cuda::CudaPlan::create(attention_->name(), *gpu_, test.problem, data.batch,
+                                           cuda::order_of(test.problem.head_dim, test.problem.value_dim()))
+                        .value();
+  const cuda::Driver& d = gpu_->driver();
+  cuda::Stream stream = nullptr;
+  cuda::Graph graph = nullptr;
+  cuda::GraphExec replay = nullptr;
+  {
+    const cuda::Gpu::Scope scope(*gpu_);
+    ASSERT_EQ(d.create_stream(&stream, 1), 0);
+    device.set_stream(stream);
+    // Not before it is on the GPU.
+    ASSERT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
+    EXPECT_THAT(plan->forward(device.tensors()).message(), HasSubstr("before capturing"));
+    ASSERT_EQ(d.end_capture(stream, &graph), 0);
+    d.destroy_graph(graph);
+    ASSERT_TRUE(plan->upload(stream).is_ok());
+    ASSERT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
+    const Status captured = plan->forward(device.tensors());
+    ASSERT_EQ(d.end_capture(stream, &graph), 0);
+    ASSERT_TRUE(captured.is_ok()) << captured.message();
+    ASSERT_EQ(d.instantiate_graph(&replay, graph, 0), 0);
+  }
+  // The pool stays; each sequence loses some of its last tokens, and two are gone.
+  for (const int shorter : {0, 1, 13, 60}) {
+    Batch batch = data.batch;
+    for (std::int32_t& length : batch.kv_lens) length = std::max(1, length - shorter);
+    const Status updated = plan->update(batch, stream);
+    ASSERT_TRUE(updated.is_ok()) << updated.message();
+    {
+      const cuda::Gpu::Scope scope(*gpu_);
+      ASSERT_EQ(d.launch_graph(replay, stream), 0);
+    }
+    ASSERT_TRUE(device.to_host().is_ok());
+    const Tensor replayed = data.out.memory.clone();
+    const auto fresh = attention_->plan(test.problem, batch, Device::cuda()).value();
+    ASSERT_TRUE(attention_->forward(*fresh, data.forward()).is_ok());
+    EXPECT_TRUE(std::ranges::equal(replayed.as<bfloat16>(), data.out.memory.as<bfloat16>()))
+        << shorter << " shorter";
+  }
+  // More than there is room for is refused, and the plan is as it was.
+  Case larger = test;
+  for (std::uint64_t i = 0; i < 20; ++i) larger.sequences.push_back({1, 9, 50 + i});
+  const Data more = conformance::make_data(larger);
+  EXPECT_THAT(plan->update(more.batch, stream).message(), HasSubstr("room for"));
+  EXPECT_EQ(plan->batch().sequences(), data.batch.sequences());
+}
+
+TEST_F(OnHopper, SaysWhatItCannotTake) {
+  Case test{.feature = "refusals", .problem = {.query_heads = 2, .kv_heads = 2, .head_dim = 64}};
+  test.sequences = {{3, 20, 1}};
+  test.page_size = 16;
+  const Data data = conformance::make_data(test);
+  const auto plan = attention_->plan(test.problem, data.batch, Device::cuda()).value();
+  OnDevice device(*gpu_, data.forward());
+  const auto refusal = [&](auto change) {
+    ForwardTensors tensors = device.tensors();
+    change(tensors);
+    return cuda_attention().forward(*plan, tensors).message();
+  };
+  EXPECT_THAT(refusal([](ForwardTensors& t) { t.k = t.k.slice(0, 0, 1), t.v = t.v.slice(0, 0, 1); }),
+              HasSubstr("the pool has pages 0 to 0"));
+  EXPECT_THAT(refusal([](ForwardTensors& t) { t.q.data = static_cast<std::byte*>(t.q.data) + 2; }),
+              HasSubstr("must be a multiple of 16 bytes"));
+  EXPECT_THAT(refusal([](ForwardTensors& t) { t.q.stride[1] = 66; }), HasSubstr("multiple of 16"));
+  EXPECT_THAT(refusal([](ForwardTensors& t) { t.k.stride[2] = 0; }), HasSubstr("stride 0"));
+  Batch beyond = data.batch;
+  beyond.block_table[0] = -1;
+  const auto bad = attention_->plan(test.problem, beyond, Device::cuda()).value();
+  EXPECT_EQ(cuda_attention().forward(*bad, device.tensors()).code(), Code::out_of_range);
+}
+
+}  // namespace
+}  // namespace chorale
