@@ -21,6 +21,7 @@ struct Device {
   int ordinal = 0;  // of the GPU, as the driver counts them
   static Device cpu(int threads = 0) { return {Kind::cpu, threads, 0}; }
   static Device cuda(int ordinal = 0) { return {Kind::cuda, 0, ordinal}; }
+  static Result<Device> parse(std::string_view text);  // "cpu", "cuda", "cuda:1"
   std::string describe() const;  // "cpu (AMD EPYC, AVX2 FMA, 2 threads)", "cuda:0 (NVIDIA H200, ...)"
 };
 

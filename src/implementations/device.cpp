@@ -7,6 +7,7 @@
 #endif
 
 #include <array>
+#include <charconv>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -47,6 +48,19 @@ std::vector<std::string_view> features() { return {}; }
 #endif
 
 }  // namespace
+
+Result<Device> Device::parse(std::string_view text) {
+  if (text == "cpu") return cpu();
+  if (text == "cuda") return cuda();
+  constexpr std::string_view prefix = "cuda:";
+  int ordinal = 0;
+  if (text.starts_with(prefix)) {
+    const auto [end, error] =
+        std::from_chars(text.data() + prefix.size(), text.data() + text.size(), ordinal);
+    if (error == std::errc() && end == text.data() + text.size() && ordinal >= 0) return cuda(ordinal);
+  }
+  return Status::invalid_argument(fmt::format("device '{}': must be cpu, cuda or cuda:N", text));
+}
 
 std::string Device::describe() const {
   if (kind == Kind::cuda) {

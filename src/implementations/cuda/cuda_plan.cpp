@@ -236,8 +236,7 @@ void CudaPlan::look_over() {
     const std::int64_t used = (std::int64_t{b.kv_len(s)} + b.page_size - 1) / b.page_size;
     // As unsigned numbers, so that a negative page is beyond every pool.
     for (std::int64_t i = 0; i < used; ++i)
-      if (static_cast<std::uint32_t>(row[i]) + 1 > static_cast<std::uint32_t>(largest_page_) + 1)
-        largest_page_ = row[i];
+      largest_page_ = std::max<std::int64_t>(largest_page_, static_cast<std::uint32_t>(row[i]));
   }
   // As many as find room in the L2 cache, which has 50 MB, beside what passes through.
   constexpr std::int64_t cache_bytes = 32 << 20;
@@ -303,10 +302,10 @@ Status CudaPlan::upload_locked(Stream stream) const {
 
 Status CudaPlan::forward(const ForwardTensors& tensors) const {
   CHORALE_RETURN_IF_ERROR(check_layout(tensors));
-  if (batch().is_paged() && std::uint64_t{static_cast<std::uint32_t>(largest_page_) + 1} >
-                                static_cast<std::uint64_t>(tensors.k.shape[0]))
+  if (batch().is_paged() && largest_page_ >= tensors.k.shape[0])
     return Status::out_of_range(fmt::format("the block table has page {}: the pool has pages 0 to {}",
-                                            largest_page_, tensors.k.shape[0] - 1));
+                                            static_cast<std::int32_t>(largest_page_),
+                                            tensors.k.shape[0] - 1));
   if (kernels_.forward == nullptr && kernels_.decode == nullptr) return Status::ok();
   auto* stream = static_cast<Stream>(tensors.stream);
   {

@@ -73,7 +73,7 @@ class CudaPlan final : public Plan {
   Kernels kernels_;
   Sizes room_{};
   Layout layout_{};
-  std::int32_t largest_page_ = -1;  // that a sequence uses; a negative one counts as the largest
+  std::int64_t largest_page_ = -1;  // that a sequence uses; a negative one counts as the largest
   int heads_together_ = 1;          // kernels::ForwardParams
 
   mutable std::mutex mutex_;  // guards what follows: uploading is part of the first forward

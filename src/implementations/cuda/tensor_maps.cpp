@@ -18,6 +18,7 @@ int element_type(DType dtype) {
 }  // namespace
 
 Status check_alignment(std::string_view name, const TensorView& view) {
+  if (view.elements() == 0) return Status::ok();  // nothing is read
   const auto size = static_cast<std::int64_t>(size_of(view.dtype));
   if (reinterpret_cast<std::uintptr_t>(view.data) % alignment != 0)
     return Status::unsupported(
@@ -44,7 +45,7 @@ Result<kernels::TensorMap> tensor_map(const Driver& driver, std::string_view nam
     sizes[i] = static_cast<std::uint64_t>(std::max<std::int64_t>(view.shape[from], 1));
     if (i > 0) {
       // A dimension of one element has any stride.
-      const bool strided = view.shape[from] > 1;
+      const bool strided = view.shape[from] > 1 && view.elements() > 0;
       strides[i - 1] = strided ? static_cast<std::uint64_t>(view.stride[from]) * size_of(view.dtype)
                                : (whole + alignment - 1) / alignment * alignment;
     }
@@ -52,9 +53,12 @@ Result<kernels::TensorMap> tensor_map(const Driver& driver, std::string_view nam
     boxes[i] = static_cast<std::uint32_t>(box[i]);
     steps[i] = 1;
   }
+  // Of an empty tensor nothing is read, wherever it lies.
+  auto* address =
+      reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(view.data) / alignment * alignment);
   alignas(128) kernels::TensorMap map;
   CHORALE_RETURN_IF_ERROR(
-      driver.check(driver.encode_tensor_map(&map, element_type(view.dtype), rank, view.data, sizes, strides,
+      driver.check(driver.encode_tensor_map(&map, element_type(view.dtype), rank, address, sizes, strides,
                                             boxes, steps, 0, driver_constants::tensor_swizzle_128,
                                             driver_constants::tensor_promotion_l2_256, 0),
                    fmt::format("a tensor map of {} ({})", name, view.describe())));

@@ -72,7 +72,11 @@ const Implementation& OnGpu::inner() { return cuda_attention(); }
 
 Result<std::shared_ptr<const Plan>> OnGpu::plan(const Problem& problem, const Batch& batch,
                                                 const Device&) const {
-  if (chunk_ == 0) return inner().plan(problem, batch, Device::cuda());
+  if (chunk_ == 0) {
+    CHORALE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan, inner().plan(problem, batch, Device::cuda()));
+    if (on_plan != nullptr) on_plan(plan->problem());
+    return plan;
+  }
   CHORALE_ASSIGN_OR_RETURN(
       std::shared_ptr<cuda::CudaPlan> made,
       cuda::CudaPlan::create(name(), gpu_, problem, batch,

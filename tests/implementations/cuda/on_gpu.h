@@ -7,6 +7,10 @@
 
 namespace chorale::testing {
 
+// Told of every plan's problem, if there is somebody to tell: the fake GPU, which cannot run emitted
+// programs.
+inline void (*on_plan)(const Problem& bound) = nullptr;
+
 // Device memory that a test holds.
 class DeviceMemory {
  public:

@@ -1,0 +1,254 @@
+// The kernels' contract (kernels/params.h) in plain C++, in float64: what the host hands over is read as a
+// kernel reads it, every row is computed once, and whatever a kernel could not bear is a failure of the test.
+#include <gtest/gtest.h>
+
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <set>
+
+#include "base/float.h"
+#include "implementations/cuda/fake_gpu.h"
+#include "implementations/cuda/on_gpu.h"
+#include "kernels/params.h"
+#include "mask/emit_cuda.h"
+#include "mask/table.h"
+
+namespace chorale::testing {
+namespace {
+
+using namespace kernels;
+
+std::mutex mutex;
+Problem problem;  // of the last plan: the fake cannot run emitted programs
+
+int constant(const std::string& source, const std::string& name) {
+  const std::string define = "#define CHORALE_" + name + " ";
+  const std::size_t at = source.find(define);
+  int value = -1;
+  if (at != std::string::npos) {
+    const char* begin = source.data() + at + define.size();
+    if (std::string_view(begin, 5) == "false") return 0;
+    if (std::string_view(begin, 4) == "true") return 1;
+    std::from_chars(begin, source.data() + source.size(), value);
+  }
+  return value;
+}
+
+class FakeKernel {
+ public:
+  FakeKernel(const std::string& source, const ForwardParams& params) : source_(source), params_(params) {
+    std::memcpy(&q_, &params.q, sizeof q_);
+    std::memcpy(&k_, &params.k, sizeof k_);
+    std::memcpy(&v_, &params.v, sizeof v_);
+  }
+
+  void run(bool is_decode) {
+    check_constants();
+    check_tables();
+    const PlanView& plan = params_.plan;
+    EXPECT_EQ(plan.next_item[0], 0);
+    EXPECT_EQ(plan.next_item[1], 0);
+    if (!is_decode) {
+      EXPECT_EQ(plan.counts->split_items, 0);
+      for (int i = 0; i < plan.counts->row_blocks; ++i) run_block(plan.row_blocks[i]);
+      return;
+    }
+    for (int i = 0; i < plan.counts->row_blocks * params_.kv_heads; ++i) EXPECT_EQ(params_.arrivals[i], 0);
+    std::map<int, std::set<int>> chunks;  // of a block
+    std::set<int> slots;
+    for (int i = 0; i < plan.counts->split_items; ++i) {
+      const SplitItem item = plan.split_items[i];
+      const Sequence sequence = plan.sequences[plan.row_blocks[item.block].sequence];
+      EXPECT_EQ(item.chunks, std::max(1, (sequence.kv_len + chunk() - 1) / chunk()));
+      EXPECT_TRUE(chunks[item.block].insert(item.chunk).second) << "a chunk that is there twice";
+      if (item.chunks > 1) {
+        EXPECT_LT(item.first_slot + item.chunk, params_.slots);
+        EXPECT_TRUE(slots.insert(item.first_slot + item.chunk).second) << "a partial state of two chunks";
+        poison_partial(item);
+      }
+      if (static_cast<int>(chunks[item.block].size()) == item.chunks) run_block(plan.row_blocks[item.block]);
+    }
+    EXPECT_EQ(static_cast<int>(chunks.size()), plan.counts->row_blocks);
+    for (const auto& [block, seen] : chunks)
+      EXPECT_EQ(*seen.rbegin() + 1, static_cast<int>(seen.size())) << "a chunk is missing";
+  }
+
+ private:
+  int value(const char* name) const { return constant(source_, name); }
+  int chunk() const { return value("CHUNK"); }
+
+  void check_constants() const {
+    EXPECT_EQ(value("HEAD_DIM"), problem.head_dim);
+    EXPECT_EQ(value("VALUE_DIM"), problem.value_dim());
+    EXPECT_EQ(value("GROUP"), problem.group_size());
+    EXPECT_EQ(value("SINKS"), problem.sinks ? 1 : 0);
+    EXPECT_EQ(value("FP8_CACHE"), problem.has_kv_scales() ? 1 : 0);
+    EXPECT_EQ(value("MASKED"), problem.mask.is_all() ? 0 : 1);
+    EXPECT_EQ(value("SCORED"), problem.score.is_identity() ? 0 : 1);
+    EXPECT_EQ(value("CHUNK") % value("TILE"), 0);
+    EXPECT_EQ(q_.box[1], static_cast<unsigned>(value("GROUP")));
+    EXPECT_EQ(q_.box[2], static_cast<unsigned>(value("POSITIONS")));
+    const int page_size = value("PAGE_SIZE");
+    EXPECT_EQ(k_.box[2],
+              static_cast<unsigned>(page_size == 0 ? value("TILE") : std::min(page_size, value("TILE"))));
+    if (page_size != 0) EXPECT_EQ(k_.sizes[2], static_cast<unsigned>(page_size));
+    EXPECT_GE(params_.heads_together, 1);
+    EXPECT_FLOAT_EQ(params_.factor,
+                    (problem.score.is_identity() ? problem.scale_or_default() : 1.0f) * 1.442695041f);
+  }
+
+  void check_tables() const {
+    std::size_t i = 0;
+    for (const Program* program : {&problem.mask.program(), &problem.score.program()})
+      for (const Table& table : program->tables()) {
+        const TableView& view = params_.plan.tables[i++];
+        EXPECT_EQ(view.rows, device_rows(table));
+        EXPECT_EQ(view.columns, device_columns(table));
+        const Table::Data& data = table.data();
+        const std::vector<std::int32_t> tree = table_tree(table);
+        const void* values =
+            data.is_float ? static_cast<const void*>(data.floats.data()) : data.integers.data();
+        EXPECT_EQ(
+            std::memcmp(view.values, values, 4 * static_cast<std::size_t>(table.rows() * table.columns())),
+            0);
+        if (!tree.empty()) EXPECT_EQ(std::memcmp(view.extremes, tree.data(), 4 * tree.size()), 0);
+      }
+  }
+
+  // What a kernel would write there must be the plan's own memory.
+  void poison_partial(const SplitItem& item) const {
+    const int rows = value("POSITIONS") * value("GROUP");
+    for (int head = 0; head < params_.kv_heads; ++head) {
+      const std::size_t at = (static_cast<std::size_t>(head) * static_cast<std::size_t>(params_.slots) +
+                              static_cast<std::size_t>(item.first_slot + item.chunk)) *
+                             static_cast<std::size_t>(rows);
+      const auto dim = static_cast<std::size_t>(value("VALUE_DIM"));
+      for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {
+        params_.partial_max[at + r] = params_.partial_sum[at + r] = NAN;
+        for (std::size_t c = 0; c < dim; ++c) params_.partial_out[(at + r) * dim + c] = NAN;
+      }
+    }
+  }
+
+  // A row of a tensor, as the copy engine would bring it.
+  std::vector<float> row_of(const FakeTensorMap& map, DType dtype, std::uint64_t head, std::uint64_t row,
+                            std::uint64_t page, float scale) const {
+    std::vector<float> values(map.sizes[0]);
+    const bool inside = head < map.sizes[1] && row < map.sizes[2] && (map.rank == 3 || page < map.sizes[3]);
+    EXPECT_TRUE(inside) << "head " << head << ", row " << row << ", page " << page;
+    if (!inside) return values;
+    const std::byte* at = map.address + head * map.strides[1] + row * map.strides[2] + page * map.strides[3];
+    for (std::size_t c = 0; c < values.size(); ++c) {
+      values[c] = load_element(at, dtype, static_cast<std::int64_t>(c)) * scale;
+      if (!problem.has_kv_scales() || dtype != DType::float8_e4m3) continue;
+      float bits = 0;  // room for any type
+      store_element(&bits, problem.dtype, 0, values[c]);
+      values[c] = load_element(&bits, problem.dtype, 0);
+    }
+    return values;
+  }
+
+  // Where key `position` lies: slot and page.
+  std::pair<std::uint64_t, std::uint64_t> place(int sequence, int position) const {
+    const PlanView& plan = params_.plan;
+    const int page_size = value("PAGE_SIZE");
+    if (page_size == 0) return {static_cast<std::uint64_t>(plan.sequences[sequence].kv_first + position), 0};
+    const int page = plan.block_table[sequence * plan.counts->block_table_stride + position / page_size];
+    return {static_cast<std::uint64_t>(position % page_size), static_cast<std::uint64_t>(page)};
+  }
+
+  struct Keys {  // of a sequence under a KV head
+    std::vector<std::vector<float>> k, v;
+  };
+  Keys keys_of(int b, const Sequence& sequence, int kv_head) const {
+    Keys keys;
+    const DType dtype = problem.kv_dtype_or_default();
+    const auto head = static_cast<std::uint64_t>(kv_head);
+    for (int position = 0; position < sequence.kv_len; ++position) {
+      const auto [slot, page] = place(b, position);
+      keys.k.push_back(row_of(k_, dtype, head, slot, page, params_.k_scale ? params_.k_scale[kv_head] : 1));
+      keys.v.push_back(row_of(v_, dtype, head, slot, page, params_.v_scale ? params_.v_scale[kv_head] : 1));
+    }
+    return keys;
+  }
+
+  void run_block(const RowBlock& block) const {
+    const Sequence sequence = params_.plan.sequences[block.sequence];
+    const int end = std::min(block.first + value("POSITIONS"), sequence.q_len), group = value("GROUP");
+    EXPECT_LT(block.first, sequence.q_len);
+    for (int kv_head = 0; kv_head < params_.kv_heads; ++kv_head) {
+      const Keys keys = keys_of(block.sequence, sequence, kv_head);
+      for (int row = block.first; row < end; ++row)
+        for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
+          run_row(block.sequence, sequence, keys, row, head);
+    }
+  }
+
+  void run_row(int b, const Sequence& sequence, const Keys& keys, int row, int head) const {
+    const auto token = static_cast<std::uint64_t>(sequence.q_first + row);
+    const std::vector<float> q = row_of(q_, problem.dtype, static_cast<std::uint64_t>(head), token, 0, 1);
+    double maximum = -INFINITY, sum = 0;
+    std::vector<double> out(static_cast<std::size_t>(problem.value_dim()));
+    const auto take = [&](double s, const std::vector<float>* v) {
+      const double larger = std::max(maximum, s);
+      const double old = maximum == -INFINITY ? 0 : std::exp(maximum - larger), p = std::exp(s - larger);
+      for (std::size_t c = 0; c < out.size(); ++c) out[c] = out[c] * old + (v == nullptr ? 0 : p * (*v)[c]);
+      sum = sum * old + p;
+      maximum = larger;
+    };
+    for (int k = 0; k < sequence.kv_len; ++k) {
+      const Point point{b, params_.first_query_head + head, sequence.kv_len - sequence.q_len + row, k};
+      if (!evaluate_mask(problem.mask.program(), point)) continue;
+      const auto at = static_cast<std::size_t>(k);
+      double dot = 0;
+      for (std::size_t c = 0; c < q.size(); ++c) dot += static_cast<double>(q[c]) * keys.k[at][c];
+      const double s = evaluate_score(problem.score.program(), point, params_.scale * dot);
+      if (s != -INFINITY) take(s, &keys.v[at]);
+    }
+    if (params_.sinks != nullptr) take(params_.sinks[head], nullptr);
+    const std::int64_t first =
+        static_cast<std::int64_t>(token) * params_.out.token_stride + head * params_.out.head_stride;
+    for (std::size_t c = 0; c < out.size(); ++c)
+      store_element(params_.out.data, problem.dtype, first + static_cast<std::int64_t>(c),
+                    static_cast<float>(sum == 0 ? 0 : out[c] / sum));
+    if (params_.lse != nullptr)
+      params_
+          .lse[token * static_cast<std::uint64_t>(problem.query_heads) + static_cast<std::uint64_t>(head)] =
+          static_cast<float>(maximum == -INFINITY ? -INFINITY : maximum + std::log(sum));
+  }
+
+  const std::string& source_;
+  const ForwardParams& params_;
+  FakeTensorMap q_, k_, v_;
+};
+
+void launch(const std::string& entry, const std::string& source, int blocks, const void* parameters) {
+  const std::lock_guard lock(mutex);
+  EXPECT_GT(blocks, 0);
+  alignas(64) ForwardParams params;
+  std::memcpy(&params, parameters, sizeof params);
+  FakeKernel(source, params).run(entry == "chorale_decode");
+}
+
+}  // namespace
+
+void planned(const Problem& bound) {
+  const std::lock_guard lock(mutex);
+  problem = bound;
+}
+
+}  // namespace chorale::testing
+
+int main(int argc, char** argv) {
+  ::testing::InitGoogleTest(&argc, argv);
+  chorale::testing::on_plan = chorale::testing::planned;
+  ::setenv("CHORALE_NVRTC", "libcuda.so.1", 1);
+  ::setenv("CHORALE_KERNEL_CACHE", "off", 1);
+  chorale::testing::set_fake_launch(chorale::testing::launch);
+  return RUN_ALL_TESTS();
+}
