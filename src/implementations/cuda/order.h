@@ -6,7 +6,7 @@ namespace chorale::cuda {
 
 // T: keys that share one step of the online softmax.
 constexpr int tile_keys(int head_dim, int value_dim) {
-  return head_dim <= 128 || (head_dim == 192 && value_dim == 128) ? 128 : 64;
+  return head_dim <= 128 && value_dim <= 128 ? 128 : 64;
 }
 
 // C: keys whose partial state starts from nothing. The running total of wide values does not fit in registers
@@ -17,6 +17,13 @@ constexpr int chunk_keys(int value_dim) { return value_dim <= 128 ? 1024 : 4096;
 // only.
 constexpr int block_rows = 128;
 constexpr int decode_rows = 32;  // at most, of the decode kernel
+
+// The forward kernel has no 8-bit keys, and its buffers for 256 columns do not fit in shared memory.
+// Everything is then the decode kernel's work, which takes any number of query rows and gives the same bits,
+// not as fast.
+constexpr bool forward_kernel_serves(int head_dim, int value_dim, bool fp8_cache) {
+  return !fp8_cache && head_dim <= 192 && value_dim <= 192;
+}
 
 struct Order {
   int tile = 0, chunk = 0;

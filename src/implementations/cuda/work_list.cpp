@@ -61,11 +61,14 @@ void split(const Batch& batch, int chunk, WorkList::Part& decode) {
 WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, int least_decode_positions) {
   const int group = problem.group_size();
   const int decode_positions = decode_rows / group;  // at most; 0: heads alone are too many rows
+  const bool decode_all =
+      !forward_kernel_serves(problem.head_dim, problem.value_dim(), problem.has_kv_scales());
+  const auto is_decode = [&](int queries) { return decode_all || queries <= decode_positions; };
   WorkList work;
   work.forward.positions = std::max(1, block_rows / group);
   work.decode.positions = least_decode_positions;
   for (int s = 0; s < batch.sequences(); ++s)
-    if (const int queries = batch.q_len(s); queries > 0 && queries <= decode_positions)
+    if (const int queries = batch.q_len(s); queries > 0 && is_decode(queries))
       work.decode.positions = std::max(work.decode.positions, queries);
   // A power of two, so that few kernels serve all lengths.
   work.decode.positions =
@@ -76,7 +79,7 @@ WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, i
   std::vector<Block> forward, decode;
   for (int s = 0; s < batch.sequences(); ++s) {
     const int queries = batch.q_len(s), keys = batch.kv_len(s);
-    const bool few = queries <= decode_positions;
+    const bool few = is_decode(queries);
     const WorkList::Part& part = few ? work.decode : work.forward;
     for (int first = 0; first < queries; first += part.positions) {
       const int end = std::min(first + part.positions, queries);

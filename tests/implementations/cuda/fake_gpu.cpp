@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "implementations/cuda/driver.h"
-#include "kernels/params.h"
+#include "kernels/cache_params.h"
 
 namespace chorale::testing {
 namespace {
@@ -139,8 +139,11 @@ int cuFuncSetAttribute(void*, int, int value) { return value <= shared_bytes ? o
 int cuLaunchKernelEx(const cuda::LaunchConfig* config, FakeFunction* function, void** parameters, void**) {
   if (config->block[0] != 128 || config->shared_bytes != 1024) return invalid_value;
   // As the driver does, the argument is copied now.
-  std::vector<std::byte> argument(sizeof(kernels::ForwardParams));
-  std::memcpy(argument.data(), parameters[0], sizeof(kernels::ForwardParams));
+  const std::size_t size = function->entry == "chorale_store"        ? sizeof(kernels::StoreParams)
+                           : function->entry == "chorale_copy_pages" ? sizeof(kernels::CopyPagesParams)
+                                                                     : sizeof(kernels::ForwardParams);
+  std::vector<std::byte> argument(size);
+  std::memcpy(argument.data(), parameters[0], size);
   const int blocks = static_cast<int>(config->grid[0]);
   return act(config->stream,
              [=] { launch_function(function->entry, function->source, blocks, argument.data()); });

@@ -14,7 +14,7 @@
 #include "base/float.h"
 #include "implementations/cuda/fake_gpu.h"
 #include "implementations/cuda/on_gpu.h"
-#include "kernels/params.h"
+#include "kernels/cache_params.h"
 #include "mask/emit_cuda.h"
 #include "mask/table.h"
 
@@ -227,9 +227,46 @@ class FakeKernel {
   FakeTensorMap q_, k_, v_;
 };
 
+void store_rows(const Rows& rows, const Rows& cache, long long page_stride, const float* scales, int dim,
+                int page_size, const StoreParams& params) {
+  for (int token = 0; token < params.tokens; ++token)
+    for (int head = 0; head < params.kv_heads; ++head) {
+      const long long slot = params.slots[token];
+      if (slot < 0) continue;
+      const long long from = token * rows.token_stride + head * rows.head_stride;
+      const long long to =
+          slot / page_size * page_stride + slot % page_size * cache.token_stride + head * cache.head_stride;
+      for (int c = 0; c < dim; ++c) {
+        const float x = load_element(rows.data, problem.dtype, from + c);
+        store_element(cache.data, problem.kv_dtype_or_default(), to + c,
+                      scales == nullptr ? x : x / scales[head]);
+      }
+    }
+}
+
+void store(const std::string& source, const StoreParams& params) {
+  const int page_size = constant(source, "PAGE_SIZE");
+  store_rows(params.k, params.k_cache, params.k_page_stride, params.k_scale, problem.head_dim, page_size,
+             params);
+  store_rows(params.v, params.v_cache, params.v_page_stride, params.v_scale, problem.value_dim(), page_size,
+             params);
+}
+
+void copy_pages(const CopyPagesParams& params) {
+  for (int p = 0; p < params.pool_count; ++p)
+    for (int i = 0; i < params.copy_count; ++i) {
+      const PagePool& pool = params.pools[p];
+      std::memcpy(static_cast<std::byte*>(pool.to) + params.copies[i].to * pool.to_stride,
+                  static_cast<const std::byte*>(pool.from) + params.copies[i].from * pool.from_stride,
+                  static_cast<std::size_t>(pool.page_bytes));
+    }
+}
+
 void launch(const std::string& entry, const std::string& source, int blocks, const void* parameters) {
   const std::lock_guard lock(mutex);
   EXPECT_GT(blocks, 0);
+  if (entry == "chorale_store") return store(source, *static_cast<const StoreParams*>(parameters));
+  if (entry == "chorale_copy_pages") return copy_pages(*static_cast<const CopyPagesParams*>(parameters));
   alignas(64) ForwardParams params;
   std::memcpy(&params, parameters, sizeof params);
   FakeKernel(source, params).run(entry == "chorale_decode");
