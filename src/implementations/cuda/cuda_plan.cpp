@@ -235,8 +235,9 @@ void CudaPlan::look_over() {
     const std::int32_t* row = b.block_table.data() + s * b.block_table_stride;
     const std::int64_t used = (std::int64_t{b.kv_len(s)} + b.page_size - 1) / b.page_size;
     // As unsigned numbers, so that a negative page is beyond every pool.
-    for (std::int64_t i = 0; i < used; ++i)
-      largest_page_ = std::max<std::int64_t>(largest_page_, static_cast<std::uint32_t>(row[i]));
+    std::uint32_t largest = 0;
+    for (std::int64_t i = 0; i < used; ++i) largest = std::max(largest, static_cast<std::uint32_t>(row[i]));
+    if (used > 0) largest_page_ = std::max<std::int64_t>(largest_page_, largest);
   }
   // As many as find room in the L2 cache, which has 50 MB, beside what passes through.
   constexpr std::int64_t cache_bytes = 32 << 20;

@@ -32,8 +32,10 @@ std::vector<kernels::RowBlock> longest_first(const std::vector<Block>& blocks) {
   constexpr int steps = 256;
   std::int64_t most = 1;
   for (const Block& block : blocks) most = std::max<std::int64_t>(most, block.cost);
+  const float scale = static_cast<float>(steps - 1) / static_cast<float>(most);
   const auto step = [&](const Block& block) {
-    return static_cast<std::size_t>((most - block.cost) * (steps - 1) / most);
+    return std::min<std::size_t>(static_cast<std::size_t>(static_cast<float>(most - block.cost) * scale),
+                                 steps - 1);
   };
   std::array<std::size_t, steps + 1> first{};
   for (const Block& block : blocks) ++first[step(block) + 1];
@@ -48,6 +50,7 @@ int chunks_of(const Batch& batch, int sequence, int chunk) {
 }
 
 void split(const Batch& batch, int chunk, WorkList::Part& decode) {
+  decode.split_items.reserve(2 * decode.row_blocks.size());
   for (std::size_t i = 0; i < decode.row_blocks.size(); ++i) {
     const int chunks = chunks_of(batch, decode.row_blocks[i].sequence, chunk);
     for (int c = 0; c < chunks; ++c)
@@ -77,6 +80,8 @@ WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, i
 
   const bool causal = is_causal(problem);
   std::vector<Block> forward, decode;
+  forward.reserve(static_cast<std::size_t>(batch.sequences()));
+  decode.reserve(static_cast<std::size_t>(batch.sequences()));
   for (int s = 0; s < batch.sequences(); ++s) {
     const int queries = batch.q_len(s), keys = batch.kv_len(s);
     const bool few = is_decode(queries);
