@@ -160,7 +160,7 @@ TEST_F(KernelsCompile, EmittedProgramsCompile) {
   Problem p = problem(128);
   p.mask = mask, p.score = score;
   const KernelKey key = kernel_key(KernelKind::forward, p, 0, false);
-  const std::string source = std::string("#include \"program.cuh\"\n") + R"(
+  const std::string source = R"(#include "program.cuh"
     extern "C" __global__ void chorale_forward(chorale::kernels::PlanView plan, float* out) {
       using namespace chorale::kernels;
       const int k = threadIdx.x, q = blockIdx.x;
