@@ -29,7 +29,8 @@ std::string test_name(const testing::TestParamInfo<std::string>& info) {
 class Corpus : public testing::TestWithParam<std::string> {};
 
 TEST_P(Corpus, Holds) {
-  const std::string content = read_file(std::string(CHORALE_CORPUS) + "/" + GetParam()).value();
+  const std::string content =
+      read_file((std::filesystem::path(CHORALE_CORPUS) / GetParam()).string()).value();
   run({reinterpret_cast<const std::uint8_t*>(content.data()), content.size()});
 }
 INSTANTIATE_TEST_SUITE_P(Kept, Corpus, testing::ValuesIn(corpus()), test_name);
