@@ -18,9 +18,6 @@ __device__ __forceinline__ u32 slab_place(int row, int piece) {
 __device__ __forceinline__ u32 pack(float low, float high) {
   return Config::bfloat16 ? pack_bfloat16(low, high) : pack_float16(low, high);
 }
-__device__ __forceinline__ float unpack(u16 x) {
-  return Config::bfloat16 ? bfloat16_to_float(x) : float16_to_float(x);
-}
 // Two codes as the values they stand for.
 __device__ __forceinline__ u32 decode_pair(u32 codes, float scale) {
   const float2 x = unpack_e4m3(static_cast<u16>(codes));
@@ -87,8 +84,8 @@ __device__ __forceinline__ int column_of(int half) {
 __device__ __forceinline__ float value_element(const unsigned char* slab, int key, int column, float scale) {
   constexpr int bytes = Config::fp8_cache ? 1 : 2;
   const unsigned char* at = slab + slab_place(key, column * bytes / 16) + column * bytes % 16;
-  if constexpr (!Config::fp8_cache) return unpack(*reinterpret_cast<const u16*>(at));
-  return unpack(static_cast<u16>(decode_pair(*at, scale)));
+  if constexpr (!Config::fp8_cache) return unpack<Config::bfloat16>(*reinterpret_cast<const u16*>(at));
+  return unpack<Config::bfloat16>(static_cast<u16>(decode_pair(*at, scale)));
 }
 
 // Probabilities of 32 keys for a row group.

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "decode_fragments.cuh"
-#include "program.cuh"
 #include "softmax.cuh"
+#include "visibility.cuh"
 
 namespace chorale::kernels {
 
@@ -62,14 +62,7 @@ __device__ __forceinline__ void apply_programs(Scores& scores, const ForwardPara
       for (int i = 0; i < 2 * key_blocks; ++i) {
         const int k = tile * Config::tile + 8 * i + lane / 4;
         float& score = scores[n][i / 2][i % 2 * 2 + e];
-        if constexpr (Config::scored)
-          score = program_score(params.plan.tables, __fmul_rn(score, params.scale), pass.sequence, h, q, k);
-        if (is_partial) {
-          bool visible = k < pass.kv_len;
-          if constexpr (Config::masked)
-            visible = visible && program_visible(params.plan.tables, pass.sequence, h, q, k);
-          if (!visible) score = -infinity;
-        }
+        score = finished_score(params, score, pass.sequence, pass.kv_len, h, q, k, is_partial);
       }
     }
 }

@@ -72,7 +72,7 @@ __device__ __noinline__ float add_infinite_values(float out, const ForwardParams
     bool visible = true;
     if constexpr (Config::masked) visible = program_visible(params.plan.tables, pass.sequence, h, q, k);
     if (!visible) continue;
-    const float p = unpack(shared.p.values[row / 8][tile * Config::tile + key][row % 8]);
+    const float p = unpack<Config::bfloat16>(shared.p.values[row / 8][tile * Config::tile + key][row % 8]);
     out = __fadd_rn(out, __fmul_rn(p, value));
   }
   return out;

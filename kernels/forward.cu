@@ -2,7 +2,7 @@
 //
 // A block of three warpgroups works through row blocks until none is left. One warpgroup brings: its first
 // warp finds the tiles that a row block sees and has the copy engine fetch them, the others make values safe
-// to multiply (scrub.cuh). Two warpgroups consume, 64 rows each, and take turns at the tensor cores, so that
+// to multiply (scrub). Two warpgroups consume, 64 rows each, and take turns at the tensor cores, so that
 // one's softmax runs beside the other's products:
 //
 //     for each tile:   S' = Q K'    (asynchronous)
@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(chorale::kernels::forward_threads, 
         bring_values(params, shared);
         break;
       default:
-        scrub(params, shared);
+        scrub(shared);
     }
   } else {
     take_registers<consume_registers>();

@@ -11,20 +11,6 @@ constexpr int box_slots =
     Config::paged && Config::page_size < Config::tile ? Config::page_size : Config::tile;
 constexpr int boxes = Config::tile / box_slots;
 
-// Box `box` of a tile: page and first slot. `page` is -1 past the sequence's end.
-struct BoxPlace {
-  int page, slot;
-};
-__device__ __forceinline__ BoxPlace find_box(const PlanView& plan, const Item& item, int tile, int box) {
-  const int position = tile * Config::tile + box * box_slots;
-  if (position >= item.kv_len) return {-1, 0};
-  if constexpr (!Config::paged) return {0, item.kv_first + position};
-  const int* table =
-      plan.block_table + static_cast<long long>(item.sequence) * plan.counts->block_table_stride;
-  constexpr int size = Config::paged ? Config::page_size : 1;
-  return {table[position / size], position % size};
-}
-
 // Lanes share the boxes of a tile. Every lane takes part.
 template <int column_blocks>
 __device__ __forceinline__ void bring_tile(const PlanView& plan, const Item& item, int tile,
@@ -35,7 +21,7 @@ __device__ __forceinline__ void bring_tile(const PlanView& plan, const Item& ite
   __syncwarp();
   for (int i = lane; i < live * column_blocks; i += 32) {
     const int box = i / column_blocks, column = i % column_blocks;
-    const BoxPlace place = find_box(plan, item, tile, box);
+    const SlotPlace place = find_slot(plan, item, tile * Config::tile + box * box_slots);
     copy_box(to + column * (Config::tile * block_row_bytes) + box * (box_slots * block_row_bytes), &map, full,
              column * block_columns, item.kv_head, place.slot, place.page);
   }
@@ -121,7 +107,9 @@ __device__ void bring_values(const ForwardParams& params, ForwardMemory& shared)
   for_each_item(shared, [&](const Item& item) {
     for_each_step(params, item, [&](Step step) {
       mbarrier_wait(&shared.value_free[turn.index], turn.parity ^ 1);
-      if (speaks) shared.live_rows[turn.index] = min(item.kv_len - step.tile * Config::tile, Config::tile);
+      if (speaks)
+        shared.value_step[turn.index] = {min(item.kv_len - step.tile * Config::tile, Config::tile),
+                                         (step.flags & Step::partial) != 0};
       bring_tile<value_blocks>(params.plan, item, step.tile, params.v, shared.value[turn.index],
                                &shared.value_full[turn.index]);
       turn.next();
@@ -129,27 +117,65 @@ __device__ void bring_values(const ForwardParams& params, ForwardMemory& shared)
   });
   mbarrier_wait(&shared.value_free[turn.index], turn.parity ^ 1);
   if (speaks) {
-    shared.live_rows[turn.index] = -1;
+    shared.value_step[turn.index].live = -1;
     mbarrier_arrive(&shared.value_full[turn.index]);
   }
 }
 
-// The last warp. 0 times NaN is NaN, so values that no row sees must not be NaN where they are multiplied
-// with p = 0: rows past the sequence's end become zero.
-__device__ void scrub(const ForwardParams& params, ForwardMemory& shared) {
-  const int thread = static_cast<int>(threadIdx.x) % scrub_threads;
+// The last warp makes values safe to multiply. 0 times NaN is NaN, so what a row does not see must be finite where
+// it is multiplied with p = 0: rows past the sequence's end become zero, and in a tile that is partly visible so do
+// values that are not finite, which the consumers add where they are seen (add_infinite_values).
+constexpr int value_pieces = Config::tile * value_blocks * 8;  // of 16 bytes, 8 a row
+
+__device__ __forceinline__ void clear_dead_values(uint4* pieces, int live, int lane) {
+  for (int column = 0; column < value_blocks; ++column)
+    for (int i = live * 8 + lane; i < Config::tile * 8; i += scrub_threads)
+      pieces[column * Config::tile * 8 + i] = {0, 0, 0, 0};
+}
+__device__ __forceinline__ bool are_all_finite(const uint4* pieces, int lane) {
+  u32 zero[4] = {};  // 0 times a number that is not finite is NaN, and stays it
+#pragma unroll 2
+  for (int i = lane; i < value_pieces; i += scrub_threads) {
+    const uint4 x = pieces[i];
+    zero[0] = add_zero_times<Config::bfloat16>(zero[0], x.x);
+    zero[1] = add_zero_times<Config::bfloat16>(zero[1], x.y);
+    zero[2] = add_zero_times<Config::bfloat16>(zero[2], x.z);
+    zero[3] = add_zero_times<Config::bfloat16>(zero[3], x.w);
+  }
+  const u32 any = (zero[0] | zero[1] | zero[2] | zero[3]) & 0x7fff7fffu;
+  return __all_sync(~0u, any == 0);
+}
+__device__ __noinline__ void clear_infinite_values(uint4* pieces, u32* keys, int lane) {
+  constexpr u32 exponent = Config::bfloat16 ? 0x7f80u : 0x7c00u;
+  u32* pairs = reinterpret_cast<u32*>(pieces);
+  for (int i = lane; i < 4 * value_pieces; i += scrub_threads) {
+    u32 x = pairs[i];
+    const bool low = (x & exponent) == exponent, high = (x >> 16 & exponent) == exponent;
+    if (!low && !high) continue;
+    if (low) x &= 0xffff0000u;
+    if (high) x &= 0xffffu;
+    pairs[i] = x;
+    const int key = i / 32 % Config::tile;
+    atomicOr(keys + key / 32, 1u << key % 32);
+  }
+}
+__device__ void scrub(ForwardMemory& shared) {
+  const int lane = static_cast<int>(threadIdx.x) % scrub_threads;
   for (ValueTurn turn;; turn.next()) {
     mbarrier_wait(&shared.value_full[turn.index], turn.parity);
-    const int live = shared.live_rows[turn.index];
-    if (live < 0) return;
-    if (live < Config::tile) {
-      for (int column = 0; column < value_blocks; ++column) {
-        auto* pieces =
-            reinterpret_cast<uint4*>(shared.value[turn.index] + column * Config::tile * block_row_bytes);
-        for (int i = live * 8 + thread; i < Config::tile * 8; i += scrub_threads) pieces[i] = {0, 0, 0, 0};
-      }
-      fence_proxy_async();
+    const ValueStep step = shared.value_step[turn.index];
+    if (step.live < 0) return;
+    auto* pieces = reinterpret_cast<uint4*>(shared.value[turn.index]);
+    if (step.live < Config::tile) clear_dead_values(pieces, step.live, lane);
+    if (Config::masked && step.partial) {
+      __syncwarp();
+      KeySet& infinite = shared.infinite[turn.index];
+      const bool finite = are_all_finite(pieces, lane);
+      if (lane == 0) infinite = {{}, !finite};
+      __syncwarp();
+      if (!finite) clear_infinite_values(pieces, infinite.bits, lane);
     }
+    if (step.live < Config::tile || step.partial) fence_proxy_async();
     mbarrier_arrive(&shared.value_safe[turn.index]);
   }
 }

@@ -66,14 +66,7 @@ __device__ __forceinline__ void apply_programs(float (&scores)[score_count], con
       for (int e = 0; e < 2; ++e) {
         const int k = step.tile * Config::tile + 8 * i + 2 * rows.quad_lane + e;
         float& score = scores[4 * i + 2 * r + e];
-        if constexpr (Config::scored)
-          score = program_score(params.plan.tables, __fmul_rn(score, params.scale), item.sequence, h, q, k);
-        if (is_partial) {
-          bool visible = k < item.kv_len;
-          if constexpr (Config::masked)
-            visible = visible && program_visible(params.plan.tables, item.sequence, h, q, k);
-          if (!visible) score = -infinity;
-        }
+        score = finished_score(params, score, item.sequence, item.kv_len, h, q, k, is_partial);
       }
   }
 }
@@ -150,6 +143,43 @@ __device__ __forceinline__ void pack(u32 (&p)[score_count / 2], const float (&sc
 __device__ __forceinline__ void multiply(float (&out)[out_count], const float (&by)[2]) {
 #pragma unroll
   for (int i = 0; i < out_count; ++i) out[i] = __fmul_rn(out[i], by[i / 2 % 2]);
+}
+
+// Values that are not finite were cleared from a partly visible tile (scrub): here they meet the rows that see
+// them. Whether the sum is NaN or infinite does not depend on when they come in. Rare: from the cache's own memory.
+__device__ __forceinline__ void add_infinite_values(float (&out)[out_count], const u32 (&p)[score_count / 2],
+                                                    const ForwardParams& params, const Item& item,
+                                                    const ThreadRows& rows, int tile, const KeySet& keys) {
+  u32 pairs[score_count / 2];  // in memory, since which one is needed is not known
+#pragma unroll
+  for (int i = 0; i < score_count / 2; ++i) pairs[i] = p[i];
+#pragma unroll 1
+  for (int key = 0; key < Config::tile; ++key) {
+    if ((keys.bits[key / 32] >> key % 32 & 1) == 0) continue;
+    const int k = tile * Config::tile + key;
+    float probability[2];
+    bool visible[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const u32 pair = __shfl_sync(~0u, pairs[key / 8 * 2 + r], key % 8 / 2, 4);
+      probability[r] = unpack<Config::bfloat16>(key % 2 == 0 ? pair : pair >> 16);
+      const int row = rows.of(r);
+      visible[r] = program_visible(params.plan.tables, item.sequence,
+                                   params.first_query_head + item.kv_head * Config::group + row % Config::group,
+                                   item.q_position + row / Config::group, k);
+    }
+    const SlotPlace place = find_slot(params.plan, item, k);
+    const u16* values = static_cast<const u16*>(params.v_rows.data) + place.page * params.v_page_stride +
+                        place.slot * params.v_rows.token_stride + item.kv_head * params.v_rows.head_stride +
+                        2 * rows.quad_lane;
+#pragma unroll
+    for (int i = 0; i < out_count; ++i) {
+      const float value = unpack<Config::bfloat16>(values[i / 4 * 8 + i % 2]);
+      const int r = i / 2 % 2;
+      if (visible[r] && !(fabsf(value) < infinity))
+        out[i] = __fadd_rn(out[i], __fmul_rn(probability[r], value));
+    }
+  }
 }
 
 // States of whole rows that are not needed for a while wait in shared memory: registers are scarce. A warp
@@ -268,6 +298,16 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     __syncwarp();
     if (speaks) mbarrier_arrive(&shared.item_free[item.index]);
   };
+  // P V of `step` has been issued: waits for it and releases the values.
+  const auto finish_values = [&](Step step) {
+    wgmma_wait<0>();
+    pin(out);
+    if constexpr (Config::masked)
+      if ((step.flags & Step::partial) != 0 && uniform(shared.infinite[value.index].any))
+        add_infinite_values(out, p, params, shared.item[item.index], rows, step.tile, shared.infinite[value.index]);
+    if (speaks) mbarrier_arrive(&shared.value_free[value.index]);
+    value.next();
+  };
   state.reset();
   start_item();
 
@@ -299,9 +339,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       if (uniform(shared.item[of_following.index].sequence) < 0) {
         mbarrier_wait(&shared.value_safe[value.index], value.parity);
         multiply_values(out, p, shared_address(shared.value[value.index]), fresh);
-        wgmma_wait<0>();
-        pin(out);
-        if (speaks) mbarrier_arrive(&shared.value_free[value.index]);
+        finish_values(step);
         state.add_quad();
         finish_item(state);
         return;
@@ -327,10 +365,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     key.next();
     apply_programs(scores, params, shared.item[of_following.index], rows, following);
     find_maxima(scores, largest);
-    wgmma_wait<0>();  // hidden: P V has ended by now, or nearly
-    pin(out);
-    if (speaks) mbarrier_arrive(&shared.value_free[value.index]);
-    value.next();
+    finish_values(step);  // P V has ended by now, or nearly
     state.take(scores, largest, params.factor, rescale);
     pack(p, scores);
     // Beside the exponentials. A state that has just ended is as it is: times 1.

@@ -42,6 +42,17 @@ struct Step {
   int tile;
 };
 
+// What the warp that makes values safe must know of a tile.
+struct ValueStep {
+  int live;      // keys before the sequence's end; -1: no more values
+  bool partial;  // some rows do not see some of them
+};
+// The keys of a tile that have values which are not finite, a bit each.
+struct KeySet {
+  u32 bits[Config::tile / 32];
+  u32 any;
+};
+
 // The maximum and sum of a whole row.
 struct RowState {
   float maximum, sum;
@@ -56,7 +67,8 @@ struct ForwardMemory {
 
   Item item[items];
   Step step[keys];        // what key[i] is
-  int live_rows[values];  // of value[i]: those before the sequence's end; -1: no more values
+  ValueStep value_step[values];  // what value[i] is
+  KeySet infinite[values];       // of those of value[i] that are partly visible: cleared there
 
   RowState ended[forward_rows];  // of the chunk or item that has just ended
   RowState total[forward_rows];  // of the chunks before it

@@ -35,6 +35,16 @@ __device__ __forceinline__ u32 pack_float16(float low, float high) {
   return d;
 }
 
+// sum + 0 x, for two 16-bit values.
+template <bool bfloat16>
+__device__ __forceinline__ u32 add_zero_times(u32 sum, u32 x) {
+  if constexpr (bfloat16)
+    asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(sum) : "r"(x), "r"(0));
+  else
+    asm("fma.rn.f16x2 %0, %1, %2, %0;" : "+r"(sum) : "r"(x), "r"(0));
+  return sum;
+}
+
 // A value that is the same in all lanes, in a form that lets the compiler know.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 
@@ -61,6 +71,11 @@ __device__ __forceinline__ float float16_to_float(u16 x) {
   float d;
   asm("cvt.f32.f16 %0, %1;" : "=f"(d) : "h"(x));
   return d;
+}
+// The lower 16 bits.
+template <bool bfloat16>
+__device__ __forceinline__ float unpack(u32 x) {
+  return bfloat16 ? bfloat16_to_float(static_cast<u16>(x)) : float16_to_float(static_cast<u16>(x));
 }
 
 // --- barriers -----------------------------------------------------------------------------------------

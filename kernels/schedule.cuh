@@ -45,6 +45,18 @@ __device__ __forceinline__ Item find_item(const ForwardParams& params, int index
           sequence.kv_len};
 }
 
+// Where the key at a position of the sequence lies: page and slot.
+struct SlotPlace {
+  int page, slot;
+};
+__device__ __forceinline__ SlotPlace find_slot(const PlanView& plan, const Item& item, int position) {
+  if constexpr (!Config::paged) return {0, item.kv_first + position};
+  const int* table =
+      plan.block_table + static_cast<long long>(item.sequence) * plan.counts->block_table_stride;
+  constexpr int size = Config::paged ? Config::page_size : 1;
+  return {table[position / size], position % size};
+}
+
 // The last block of threads to finish leaves the counters as it found them.
 __device__ __forceinline__ void leave(const PlanView& plan) {
   __threadfence();

@@ -1,10 +1,11 @@
-// What the mask program says of a tile of keys. The program itself, program.cuh, is written by the host
+// What the mask and score programs say of keys. The programs themselves, program.cuh, are written by the host
 // (src/mask/emit_cuda.h); params.h has its functions.
 #pragma once
 
 #include "config.cuh"
 #include "params.h"
 #include "program.cuh"
+#include "softmax.cuh"
 
 namespace chorale::kernels {
 
@@ -25,6 +26,18 @@ __device__ __forceinline__ int tile_coverage(const ForwardParams& params, const 
     coverage = min(coverage, seen);
   }
   return coverage;
+}
+
+// The score of one query and key as the softmax takes it: through the score program, and -infinity where the row
+// does not see the key. A tile that is not `partial` is seen whole.
+__device__ __forceinline__ float finished_score(const ForwardParams& params, float score, int sequence,
+                                                int kv_len, int h, int q, int k, bool is_partial) {
+  if constexpr (Config::scored)
+    score = program_score(params.plan.tables, __fmul_rn(score, params.scale), sequence, h, q, k);
+  if (!is_partial) return score;
+  bool visible = k < kv_len;
+  if constexpr (Config::masked) visible = visible && program_visible(params.plan.tables, sequence, h, q, k);
+  return visible ? score : -infinity;
 }
 
 }  // namespace chorale::kernels

@@ -62,11 +62,11 @@ std::vector<Listed> listed() {
   add(K::forward, usual, 256, true, 120);
   add(K::forward, with(usual, [](Problem& p) { p.score = score::softcap(50); }), 0, true, 640);
   add(K::forward, with(usual, [](Problem& p) { p.score = score::alibi(score::alibi_slopes(32)); }), 0, true,
-      640);
+      960);
   add(K::forward, with(usual, [](Problem& p) { p.mask = mask::causal() && mask::window(1024); }), 0, true,
-      32);
+      80);
   const Mask documents = mask::causal() && mask::document(Table::integers("ids", {0}));
-  add(K::forward, with(usual, [&](Problem& p) { p.mask = documents; }), 0, true, 880);
+  add(K::forward, with(usual, [&](Problem& p) { p.mask = documents; }), 0, true, 1360);
   add(K::forward, with(usual, [](Problem& p) { p.sinks = true; }), 0, true, 100);
   add(K::decode, with(usual, [](Problem& p) { p.kv_dtype = DType::float8_e4m3; }), 16, true);
   add(K::decode, with(usual, [](Problem& p) { p.dtype = DType::float16; }), 64, true, decode_spills);
