@@ -1,16 +1,18 @@
 # The commands of the project. Each does its own set-up; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench extras asan tsan fuzz soak clean
+.PHONY: help demo test check format bench bench-gpu extras asan tsan fuzz soak clean
 
 SECONDS ?= 600
 REQUESTS ?= 5000
+PYTHON ?= python3
+RESULTS ?= build/attention_gpu.md
 
 # Tests run side by side; threads that wait give their core away (testPresets).
 run_tests = ctest --preset $(1) --parallel $$(nproc)
 configure_and_build = cmake --preset $(1) && cmake --build --preset $(1)
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## build the program and watch a run in which generator and trainer agree to the last bit
 	scripts/setup.sh build
@@ -37,6 +39,11 @@ bench: ## build and run the benchmarks
 	scripts/setup.sh build
 	$(call configure_and_build,release) --target chorale_bench model_cpu bench
 	scripts/bench.sh
+
+bench-gpu: ## race attention on a GPU against its peers, with a PYTHON that has PyTorch for CUDA, into RESULTS=FILE.md
+	scripts/setup.sh build
+	$(call configure_and_build,release) --target chorale_bench
+	$(PYTHON) bench/attention_gpu.py build/release/bench/libchorale_bench.so --output $(RESULTS)
 
 extras: ## the Python peers (PyTorch, Transformers) that optional tests and benchmarks compare with
 	scripts/extras.sh

@@ -24,36 +24,7 @@ try:
 except ImportError:
     torch = None
 
-
-class Chorale:
-    """The C functions of bench/capi.cpp."""
-
-    def __init__(self, path):
-        self.c = ctypes.CDLL(path)
-        self.c.chorale_error.restype = ctypes.c_char_p
-        self.c.chorale_case.restype = ctypes.c_void_p
-        self.c.chorale_fingerprint.restype = ctypes.c_char_p
-        self.c.chorale_peak_flops.restype = ctypes.c_double
-        self.c.chorale_peak_bandwidth.restype = ctypes.c_double
-
-    def check(self, ok):
-        if not ok:
-            raise SystemExit("bench: " + self.c.chorale_error().decode())
-        return ok
-
-    def case(self, heads, kv_heads, dim, dtype, mask, q_lens, kv_lens, threads, documents=None, pages=None):
-        as_ints = lambda values: numpy.ascontiguousarray(values, dtype=numpy.int32)
-        q, kv = as_ints(q_lens), as_ints(kv_lens)
-        ids = as_ints(documents) if documents is not None else None
-        table = as_ints(pages["table"]) if pages else None
-        handle = self.c.chorale_case(
-            heads, kv_heads, dim, dtype.encode(), mask.encode(),
-            ctypes.c_void_p(ids.ctypes.data if ids is not None else None),
-            ctypes.c_int64(0 if ids is None else ids.size), len(q),
-            ctypes.c_void_p(q.ctypes.data), ctypes.c_void_p(kv.ctypes.data),
-            pages["size"] if pages else 0, ctypes.c_int64(pages["count"] if pages else 0),
-            ctypes.c_void_p(table.ctypes.data if pages else None), ctypes.c_int64(table.shape[1] if pages else 0), threads)
-        return ctypes.c_void_p(self.check(handle))
+from chorale_c import Chorale, request
 
 
 class Data:
@@ -131,6 +102,10 @@ class Bench:
         if torch:
             torch.set_num_threads(self.threads)
 
+    def case(self, heads, kv_heads, dim, dtype, mask, q_lens, kv_lens, threads, documents=None, pages=None):
+        return self.chorale.case(request("flash_attention_2", "cpu", heads, kv_heads, dim, dtype, mask, q_lens, kv_lens,
+                                         threads=threads, documents=documents, pages=pages))
+
     def peak(self, dtype):
         return self.chorale.c.chorale_peak_flops(dtype.encode(), self.threads)
 
@@ -141,10 +116,10 @@ class Bench:
         q, k, v = data.tensor(total, heads, dim), data.tensor(total, kv_heads, dim), data.tensor(total, kv_heads, dim)
         out, lse, grad_out = data.zeros(total, heads, dim), numpy.zeros((total, heads), numpy.float32), data.tensor(total, heads, dim)
         grads = data.zeros(total, heads, dim), data.zeros(total, kv_heads, dim), data.zeros(total, kv_heads, dim)
-        case = self.chorale.case(heads, kv_heads, dim, dtype, mask, [length] * batch, [length] * batch, self.threads, documents)
+        case = self.case(heads, kv_heads, dim, dtype, mask, [length] * batch, [length] * batch, self.threads, documents)
         pairs = visible if visible is not None else batch * length * (length + 1) / 2
         operations = 4 * heads * dim * pairs
-        forward = lambda: self.chorale.check(c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse)))
+        forward = lambda: self.chorale.check(c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse), None))
         forward_sides = [forward]
         if torch:
             shape = lambda x, h: data.torch(x).view(batch, length, h, dim).transpose(1, 2).detach().requires_grad_(backward)
@@ -183,9 +158,9 @@ class Bench:
         table = numpy.random.default_rng(1).permutation(count).reshape(batch, per_sequence)
         q, out, lse = data.tensor(batch, heads, dim), data.zeros(batch, heads, dim), numpy.zeros((batch, heads), numpy.float32)
         k, v = data.tensor(count, page, kv_heads, dim), data.tensor(count, page, kv_heads, dim)
-        case = self.chorale.case(heads, kv_heads, dim, dtype, "causal", [1] * batch, [context] * batch, self.threads,
+        case = self.case(heads, kv_heads, dim, dtype, "causal", [1] * batch, [context] * batch, self.threads,
                                  pages=dict(size=page, count=count, table=table))
-        sides = [lambda: self.chorale.check(c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse)))]
+        sides = [lambda: self.chorale.check(c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse), None))]
         if torch:  # the peer reads dense keys: PyTorch has no paged attention on the CPU
             tq = data.torch(q).view(batch, 1, heads, dim).transpose(1, 2)
             dense = lambda x: data.torch(x).view(batch, context, kv_heads, dim).transpose(1, 2)
@@ -220,8 +195,8 @@ class Bench:
         data = Data(dtype)
         q, k, v = (data.tensor(length, heads, dim) for _ in range(3))
         out, lse = data.zeros(length, heads, dim), numpy.zeros((length, heads), numpy.float32)
-        cases = [self.chorale.case(heads, heads, dim, dtype, text, [length], [length], self.threads, ids) for text, ids in ((mask, documents), ("causal", None))]
-        forward = lambda case: lambda: self.chorale.check(self.chorale.c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse)))
+        cases = [self.case(heads, heads, dim, dtype, text, [length], [length], self.threads, ids) for text, ids in ((mask, documents), ("causal", None))]
+        forward = lambda case: lambda: self.chorale.check(self.chorale.c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse), None))
         ours, whole = (statistics.median(times) for times in interleave([forward(case) for case in cases], self.seconds))
         cost = ours / tiles(dense) / (whole / tiles(causal))
         print(f"  a visible tile ({rows} rows x {keys} keys) of {tiles(dense)} costs {cost:.2f} of one of causal's {tiles(causal)}", flush=True)
@@ -234,8 +209,8 @@ class Bench:
         q, k, v, grad_out = (data.tensor(length, heads, dim) for _ in range(4))
         out, lse = data.zeros(length, heads, dim), numpy.zeros((length, heads), numpy.float32)
         grads = [data.zeros(length, heads, dim) for _ in range(3)]
-        cases = [self.chorale.case(heads, heads, dim, dtype, "causal", [length], [length], threads) for threads in (1, self.threads)]
-        forward = lambda case: lambda: self.chorale.check(c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse)))
+        cases = [self.case(heads, heads, dim, dtype, "causal", [length], [length], threads) for threads in (1, self.threads)]
+        forward = lambda case: lambda: self.chorale.check(c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse), None))
         backward = lambda case: lambda: self.chorale.check(c.chorale_backward(
             case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse), pointer(grad_out), *map(pointer, grads)))
         for name, step in (("fwd", forward), ("bwd", backward)):
@@ -251,7 +226,7 @@ class Bench:
         print(f"peer: {'PyTorch ' + torch.__version__ + ' scaled_dot_product_attention' if torch else 'none (PyTorch is not installed: make extras)'}")
         self.tile = {}
         for dtype in dtypes:
-            case = self.chorale.case(16, 16, 128, dtype, "causal", [1], [1], self.threads)
+            case = self.case(16, 16, 128, dtype, "causal", [1], [1], self.threads)
             fingerprint = c.chorale_fingerprint(case).decode()
             self.tile[dtype] = (32, 32) if "/T32/" in fingerprint else (128, 64)
             print(f"{dtype}: {fingerprint}, peak {self.peak(dtype) / 1e9:.0f} GFLOP/s")

@@ -1,0 +1,80 @@
+"""What Chorale is raced against on a GPU. Each peer gives a step, or raises what it cannot do."""
+
+import importlib
+
+import torch
+import torch.nn.functional as functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+CUDNN, FLASH_2, FLEX, FLASH_3, FLASHINFER = "cuDNN", "FlashAttention-2", "flex_attention", "FlashAttention-3", "FlashInfer"
+BACKENDS = {CUDNN: SDPBackend.CUDNN_ATTENTION, FLASH_2: SDPBackend.FLASH_ATTENTION}
+
+torch._dynamo.config.recompile_limit = 64  # every mask and shape is one
+
+
+def installed():
+    """{peer: None where it is there, else why not}, of those that PyTorch does not bring along."""
+    found = {}
+    for peer, module in ((FLASH_3, "flash_attn_interface"), (FLASHINFER, "flashinfer")):
+        try:
+            importlib.import_module(module)
+            found[peer] = None
+        except Exception as error:  # whatever a package does when it is imported
+            found[peer] = str(error).splitlines()[0]
+    return found
+
+
+def by_heads(x, batch):
+    """[batch * length, heads, dim] as PyTorch wants it, [batch, heads, length, dim], of the same memory."""
+    return x.view(batch, -1, *x.shape[1:]).transpose(1, 2)
+
+
+def rows(out):
+    """[batch, heads, length, dim] as Chorale has it."""
+    return out.transpose(1, 2).reshape(-1, out.shape[1], out.shape[3])
+
+
+def sdpa(peer, q, k, v, causal):
+    with sdpa_kernel(BACKENDS[peer]):
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+
+
+compiled_flex = torch.compile(flex_attention, dynamic=False)
+compiled_block_mask = torch.compile(create_block_mask, dynamic=False)
+
+
+def block_mask(mask_mod, length):
+    return compiled_block_mask(mask_mod, None, None, length, length, device="cuda")
+
+
+def flex(q, k, v, mask, score_mod=None):
+    return compiled_flex(q, k, v, score_mod=score_mod, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def flash_3_forward(q, k, v, batch, causal):
+    """q, k, v as rows. The package's function gives the output, in some versions with the log-sum-exp."""
+    from flash_attn_interface import flash_attn_func
+    q, k, v = (x.view(batch, -1, *x.shape[1:]) for x in (q, k, v))
+    out = flash_attn_func(q, k, v, causal=causal)
+    return (out[0] if isinstance(out, tuple) else out).flatten(0, 1)
+
+
+def flash_3_decode(q, k, v, lengths, table):
+    """q [batch, heads, dim]; k, v [pages, page, heads, dim]; its own choice of splits."""
+    from flash_attn_interface import flash_attn_with_kvcache
+    out = flash_attn_with_kvcache(q.unsqueeze(1), k, v, cache_seqlens=lengths, page_table=table, causal=True)
+    return (out[0] if isinstance(out, tuple) else out).squeeze(1)
+
+
+def flashinfer_decode(table, lengths, page, heads, kv_heads, dim):
+    """A planned wrapper; its run(q, (k, v)) is the step."""
+    import flashinfer
+    batch, pages = table.shape
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        torch.empty(256 << 20, dtype=torch.uint8, device="cuda"), "NHD", use_tensor_cores=True)
+    indptr = torch.arange(batch + 1, dtype=torch.int32) * pages
+    last = (lengths.cpu() - 1) % page + 1
+    wrapper.plan(indptr, table.flatten(), last.int(), heads, kv_heads, dim, page,
+                 q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16)
+    return wrapper
