@@ -80,10 +80,9 @@ Result<Case> make_case(const CaseRequest& request) {
       on_cpu ? Attention::create(problem, request.implementation, device, {Phase::forward, Phase::backward})
              : Attention::create(problem, request.implementation, device, {Phase::forward}));
   const Batch batch = make_batch(request);
-  CHORALE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan,
-                           request.chunk == 0
-                               ? attention.plan(batch)
-                               : plan_with_chunk(problem, batch, device, request.chunk));
+  CHORALE_ASSIGN_OR_RETURN(
+      std::shared_ptr<const Plan> plan,
+      request.chunk == 0 ? attention.plan(batch) : plan_with_chunk(problem, batch, device, request.chunk));
   std::vector<std::int64_t> key_shape{batch.total_k(), problem.kv_heads};
   if (batch.is_paged()) key_shape = {request.pages, batch.page_size, problem.kv_heads};
   return Case{std::move(problem), std::move(plan), std::move(attention), std::move(key_shape)};

@@ -12,15 +12,16 @@ struct CaseRequest {
   const char* implementation;
   const char* device;
   int threads;  // of the processor
-  int chunk;    // on a GPU, keys of a chunk in the place of the implementation's own, with other bits; 0: its own
+  int chunk;    // on a GPU, keys of a chunk in the place of the implementation's own, with other bits; 0: its
+                // own
   const std::int32_t* documents;  // the table `document`, or null
   std::int64_t document_count;
   const float* slopes;  // the table `slopes`, or null
   std::int64_t slope_count;
   int sequences;
   const std::int32_t *q_lens, *kv_lens;
-  int page_size;        // 0: keys packed as kv_lens say
-  std::int64_t pages;   // of the pool
+  int page_size;                    // 0: keys packed as kv_lens say
+  std::int64_t pages;               // of the pool
   const std::int32_t* block_table;  // [sequences, table_row]
   std::int64_t table_row;
 };

@@ -32,11 +32,10 @@ Result<double> compile(const CaseRequest& request) {
   const cuda::WorkList work = cuda::make_work_list(problem, batch, order.chunk);
   const cuda::KernelCache cache(cuda::KernelCache::default_folder());
   double seconds = 0;
-  for (const auto& [kind, part] : {std::pair(cuda::KernelKind::forward, &work.forward),
-                                   {cuda::KernelKind::decode, &work.decode}}) {
+  for (const auto& [kind, part] :
+       {std::pair(cuda::KernelKind::forward, &work.forward), {cuda::KernelKind::decode, &work.decode}}) {
     if (part->row_blocks.empty()) continue;
-    const auto key =
-        cuda::kernel_key(kind, problem, order, batch.page_size, part->chunked, part->positions);
+    const auto key = cuda::kernel_key(kind, problem, order, batch.page_size, part->chunked, part->positions);
     CHORALE_ASSIGN_OR_RETURN(const cuda::CompiledKernel kernel,
                              cuda::compile_kernel(key, cuda::hopper, cache));
     if (!kernel.from_cache) seconds += kernel.seconds;
@@ -115,11 +114,10 @@ int chorale_compile(const CaseRequest* request, double* seconds) {
   return 1;
 }
 
-// Host time of `runs` steps: making a plan, its first forward (which copies the plan to the GPU) and one more.
-// Tensors as for chorale_forward, keys in pages.
+// Host time of `runs` steps: making a plan, its first forward (which copies the plan to the GPU) and one
+// more. Tensors as for chorale_forward, keys in pages.
 int chorale_plan_seconds(const CaseRequest* request, const void* q, const void* k, const void* v, void* out,
-                         void* stream, int runs, double* plan, double* first_forward,
-                         double* later_forward) {
+                         void* stream, int runs, double* plan, double* first_forward, double* later_forward) {
   const auto problem = bench::make_problem(*request);
   if (bench::failed(problem.status())) return 0;
   const std::int64_t rows = bench::make_batch(*request).total_q();
@@ -127,8 +125,8 @@ int chorale_plan_seconds(const CaseRequest* request, const void* q, const void* 
     return TensorView::contiguous(data, problem->dtype, {rows, problem->query_heads, problem->head_dim});
   };
   const auto keys = [&](const void* data) {
-    return TensorView::contiguous(
-        data, problem->dtype, {request->pages, request->page_size, problem->kv_heads, problem->head_dim});
+    return TensorView::contiguous(data, problem->dtype,
+                                  {request->pages, request->page_size, problem->kv_heads, problem->head_dim});
   };
   const ForwardTensors tensors{
       .q = queries(q), .k = keys(k), .v = keys(v), .out = queries(out), .stream = stream};

@@ -283,13 +283,12 @@ Status CudaPlan::upload(void* stream) const {
 Status CudaPlan::upload_locked(Stream stream) const {
   const Gpu::Scope scope(gpu_);
   const Driver& d = gpu_.driver();
-  unsigned long long id = 0;
-  CHORALE_RETURN_IF_ERROR(d.check(d.stream_id(stream, &id), "looking at the stream"));
-  int capturing = 0;
-  CHORALE_RETURN_IF_ERROR(d.check(d.stream_is_capturing(stream, &capturing), "looking at the stream"));
-  if (capturing != 0)
+  CHORALE_ASSIGN_OR_RETURN(const bool capturing, is_capturing(stream));
+  if (capturing)
     return Status::invalid_argument(
         "the plan is not on the GPU yet: upload(stream) it before capturing a graph");
+  unsigned long long id = 0;
+  CHORALE_RETURN_IF_ERROR(d.check(d.stream_id(stream, &id), "looking at the stream"));
   if (!memory_) {
     CHORALE_ASSIGN_OR_RETURN(
         memory_, PlanMemoryPool::of(gpu_).take(gpu_, id, layout_.staged_bytes, layout_.device_bytes));
@@ -301,6 +300,29 @@ Status CudaPlan::upload_locked(Stream stream) const {
   return memory_->upload(layout_.staged_bytes, stream);
 }
 
+Result<bool> CudaPlan::is_capturing(Stream stream) const {
+  int capturing = 0;
+  CHORALE_RETURN_IF_ERROR(
+      gpu_.driver().check(gpu_.driver().stream_is_capturing(stream, &capturing), "looking at the stream"));
+  return capturing != 0;
+}
+
+// The plan is on the GPU for what follows in `stream`. A stream that is being captured has no number and can
+// wait for nothing outside: its graph may replay in any stream, and whoever replays it sees to the order.
+Status CudaPlan::be_there(Stream stream) const {
+  const std::lock_guard lock(mutex_);
+  const Gpu::Scope scope(gpu_);
+  if (!memory_) CHORALE_RETURN_IF_ERROR(upload_locked(stream));
+  CHORALE_ASSIGN_OR_RETURN(const bool capturing, is_capturing(stream));
+  if (capturing) return Status::ok();
+  unsigned long long id = 0;
+  CHORALE_RETURN_IF_ERROR(gpu_.driver().check(gpu_.driver().stream_id(stream, &id), "looking at the stream"));
+  if (id == stream_id_ || id == awaited_id_) return Status::ok();
+  CHORALE_RETURN_IF_ERROR(memory_->await_in(stream));
+  awaited_id_ = id;
+  return Status::ok();
+}
+
 Status CudaPlan::forward(const ForwardTensors& tensors) const {
   CHORALE_RETURN_IF_ERROR(check_layout(tensors));
   if (batch().is_paged() && largest_page_ >= tensors.k.shape[0])
@@ -309,18 +331,7 @@ Status CudaPlan::forward(const ForwardTensors& tensors) const {
                                             tensors.k.shape[0] - 1));
   if (kernels_.forward == nullptr && kernels_.decode == nullptr) return Status::ok();
   auto* stream = static_cast<Stream>(tensors.stream);
-  {
-    const std::lock_guard lock(mutex_);
-    const Gpu::Scope scope(gpu_);
-    unsigned long long id = 0;
-    CHORALE_RETURN_IF_ERROR(
-        gpu_.driver().check(gpu_.driver().stream_id(stream, &id), "looking at the stream"));
-    if (!memory_) CHORALE_RETURN_IF_ERROR(upload_locked(stream));
-    if (id != stream_id_ && id != awaited_id_) {
-      CHORALE_RETURN_IF_ERROR(memory_->await_in(stream));
-      awaited_id_ = id;
-    }
-  }
+  CHORALE_RETURN_IF_ERROR(be_there(stream));
   kernels::ForwardParams params{};
   CHORALE_RETURN_IF_ERROR(launch(kernels_.forward, layout_.forward, tensors, params));
   return launch(kernels_.decode, layout_.decode, tensors, params);

@@ -62,7 +62,9 @@ class CudaPlan final : public Plan {
   Layout lay_out(const Sizes& sizes) const;
   void write(std::byte* host, DevicePointer device) const;
   void write_part(std::byte* host, const PartLayout& layout, const WorkList::Part& part) const;
+  Result<bool> is_capturing(Stream stream) const;
   Status upload_locked(Stream stream) const;
+  Status be_there(Stream stream) const;
   Status launch(const Kernel* kernel, const PartLayout& layout, const ForwardTensors& tensors,
                 kernels::ForwardParams& params) const;
   void look_over();

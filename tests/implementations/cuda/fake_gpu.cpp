@@ -14,7 +14,8 @@
 namespace chorale::testing {
 namespace {
 
-constexpr int ok = 0, invalid_value = 1, block_count = 3, shared_bytes = 227 * 1024;
+constexpr int ok = 0, invalid_value = 1, capture_unsupported = 900, block_count = 3,
+              shared_bytes = 227 * 1024;
 
 std::mutex mutex;
 FakeLaunch launch_function;
@@ -171,7 +172,10 @@ int cuStreamCreate(FakeStream** stream, unsigned) {
   return *stream = new FakeStream{next_stream++, false, {}}, ok;
 }
 int cuStreamDestroy_v2(FakeStream* stream) { return delete stream, ok; }
-int cuStreamGetId(cuda::Stream stream, unsigned long long* id) { return *id = at(stream).id, ok; }
+int cuStreamGetId(cuda::Stream stream, unsigned long long* id) {
+  if (at(stream).capturing) return capture_unsupported;  // as the driver does (CUDA 13.0)
+  return *id = at(stream).id, ok;
+}
 int cuStreamIsCapturing(cuda::Stream stream, int* capturing) { return *capturing = at(stream).capturing, ok; }
 int cuStreamWaitEvent(cuda::Stream stream, void*, unsigned) {
   return at(stream).capturing ? invalid_value : ok;
