@@ -1,6 +1,6 @@
 """Chorale's attention on a GPU against its peers: one process, the same data, interleaved, with the same idle gaps.
 
-    python bench/attention_gpu.py LIBRARY [--rows limits,forward,chunks,decode,masks,plan] [--seconds S] [--gap MS]
+    python bench/attention_gpu.py LIBRARY [--rows limits,plan,decode,forward,chunks,masks] [--seconds S] [--gap MS]
                                   [--output FILE.md] [--compile]
 
 LIBRARY is build/release/bench/libchorale_bench.so; `make bench-gpu` passes it. Chorale runs as any program would run it:
@@ -30,6 +30,7 @@ from gpu_cases import (CHUNKS, DECODE, DECODE_HEADS, DECODE_KV_HEADS, DIM, FLEX_
                        page_table, plan_lengths)
 from gpu_report import Report, card_state, processor, sm_clock
 
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers takes longer to start than they to compile
 try:
     import torch
     import gpu_peers
@@ -38,6 +39,7 @@ except ImportError:  # compiling the kernels needs none
     torch = None
 
 PATIENCE = 120  # seconds for a row, compiling included
+COMPILE_PATIENCE = 60  # for all of flex_attention's kernels
 
 
 def compile_kernels(chorale, rows):
@@ -59,25 +61,30 @@ def compile_kernels(chorale, rows):
 
 
 def compile_flex(job):
-    """In a process of its own: what torch.compile makes stays in its cache on disk."""
+    """In a process of its own: what torch.compile makes stays in its cache on disk. Gives the seconds that it took."""
+    start = time.perf_counter()
     torch.set_grad_enabled(False)
     kind, which = job
-    row = mask_rows("cuda")[which] if kind == "masks" else mask_rows("cuda")[0]
+    row = mask_rows("cuda")[which if kind == "masks" else 0]
     batch, length, heads, kv_heads, _ = which if kind == "forward" else (1, TOKENS, MASK_HEADS, MASK_HEADS, True)
     q, k, v = (gpu_peers.by_heads(torch.zeros(batch * length, h, DIM, dtype=torch.bfloat16, device="cuda"), batch)
                for h in (heads, kv_heads, kv_heads))
     gpu_peers.flex(q, k, v, gpu_peers.block_mask(row.mask_mod, length), row.score_mod)
+    return time.perf_counter() - start
 
 
 def compile_peers(rows):
-    """flex_attention's kernels, a process each: one after another they take minutes."""
+    """flex_attention's kernels, a process each: one after another they take minutes. The rows compile what is missing."""
     jobs = [("forward", shape) for shape in FLEX_FORWARD if "forward" in rows]
     jobs += [("masks", i) for i in range(len(mask_rows(None))) if "masks" in rows]
-    start = time.perf_counter()
-    with concurrent.futures.ProcessPoolExecutor(min(len(jobs), os.cpu_count()) or 1, multiprocessing.get_context("spawn")) as pool:
-        for future in [pool.submit(compile_flex, job) for job in jobs]:
-            future.exception()  # the row itself will tell
-    print(f"flex_attention: {len(jobs)} compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    start, seconds = time.perf_counter(), []
+    with multiprocessing.get_context("spawn").Pool(max(1, min(len(jobs), os.cpu_count()))) as pool:  # its end ends the processes
+        for result in [pool.apply_async(compile_flex, (job,)) for job in jobs]:
+            try:
+                seconds.append(f"{result.get(max(1, COMPILE_PATIENCE - (time.perf_counter() - start))):.0f}")
+            except Exception as error:  # the row will tell
+                seconds.append(type(error).__name__)
+    print(f"flex_attention: compiled in {time.perf_counter() - start:.0f} s: {', '.join(seconds)}", file=sys.stderr, flush=True)
 
 
 def pointer(tensor):
@@ -420,7 +427,7 @@ class Bench:
         return 1 if self.failed else 0
 
 
-ROWS = ("limits", "forward", "chunks", "decode", "masks", "plan")
+ROWS = ("limits", "plan", "decode", "forward", "chunks", "masks")
 
 
 def main():
