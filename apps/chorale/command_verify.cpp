@@ -1,5 +1,6 @@
-// chorale verify FILE [key=value ...] [--model FOLDER]: whether trainer and rollout compute the same bits,
-// and if not, where they part.
+// chorale verify FILE [key=value ...] [--model FOLDER] [--device cuda]: whether trainer and rollout compute
+// the same bits, and if not, where they part. On a GPU runs attention alone: its tensors are copied there and
+// back, and the rest of the model runs here.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -9,17 +10,19 @@
 
 #include "chorale/roles.h"
 #include "commands.h"
+#include "implementations/cuda/staged_attention.h"
 #include "model/hugging_face.h"
 #include "rl/run_config.h"
 #include "rl/verify.h"
 #include "roles/config.h"
 #include "roles/shape.h"
+#include "roles/state.h"
 
 namespace chorale::app {
 namespace {
 
 struct VerifyArguments {
-  std::string file, model;
+  std::string file, model, device = "cpu";
   std::vector<std::string> overrides;
   VerifyConfig config;
   bool json = false;
@@ -53,7 +56,36 @@ Status check_problem(const Problem& problem, const ModelConfig& model, const std
   return Status::ok();
 }
 
+// What runs, a line for each role, phase and range of layers.
+std::string describe(const ResolvedRoles& resolved, const Device& device) {
+  std::string text =
+      fmt::format("Attention on {}, everything else on {}\n", device.describe(), Device::cpu().describe());
+  for (const auto& [role, resolutions] : resolved.roles)
+    for (const Resolution& r : resolutions)
+      text += fmt::format("  {} {}, {}: {} {}\n", name(role), name(r.phase),
+                          describe_layers(r.first_layer, r.last_layer), r.implementation,
+                          r.fingerprint.to_string());
+  return text + "\n";
+}
+
+// Attention on a GPU, for a model whose tensors are in host memory.
+struct OnGpu {
+  ResolvedRoles resolved;
+  std::unique_ptr<cuda::StagedAttention> attention;  // what all of them build
+};
+Result<OnGpu> resolve_on_gpu(const Roles& roles, const Problem& problem, const Device& device, int layers) {
+  const auto gpu = cuda::Gpu::get(device.ordinal);
+  if (!gpu) return gpu.status().with_context("--device cuda");
+  CHORALE_ASSIGN_OR_RETURN(ResolvedRoles resolved, roles.resolve_compared(problem, device, layers));
+  OnGpu on_gpu{std::move(resolved), std::make_unique<cuda::StagedAttention>(**gpu)};
+  for (auto& [role, resolutions] : on_gpu.resolved.roles)
+    for (Resolution& resolution : resolutions) resolution.chosen = on_gpu.attention.get();
+  return on_gpu;
+}
+
 Result<int> run_verify(const VerifyArguments& arguments) {
+  CHORALE_ASSIGN_OR_RETURN(const Device device, Device::parse(arguments.device));
+  const bool on_cpu = device.kind == Device::Kind::cpu;
   CHORALE_ASSIGN_OR_RETURN(const Config config, load_config(arguments));
   CHORALE_ASSIGN_OR_RETURN(const Roles roles, Roles::from(config));
   std::string folder;
@@ -68,8 +100,13 @@ Result<int> run_verify(const VerifyArguments& arguments) {
   run.model = loaded.config;
   run.model.compute_dtype = problem.dtype;
 
-  CHORALE_ASSIGN_OR_RETURN(const ResolvedRoles resolved,
-                           roles.resolve_all(problem, Device::cpu(), run.model.num_hidden_layers));
+  OnGpu on_gpu;
+  ResolvedRoles& resolved = on_gpu.resolved;
+  if (on_cpu) {
+    CHORALE_ASSIGN_OR_RETURN(resolved, roles.resolve_all(problem, device, run.model.num_hidden_layers));
+  } else {
+    CHORALE_ASSIGN_OR_RETURN(on_gpu, resolve_on_gpu(roles, problem, device, run.model.num_hidden_layers));
+  }
   for (const std::string& warning : resolved.warnings) fmt::print(stderr, "chorale: warning: {}\n", warning);
   CHORALE_RETURN_IF_ERROR(resolved.check());
   CHORALE_ASSIGN_OR_RETURN(const Model model, Model::create(run.model, loaded.parameters));
@@ -77,9 +114,11 @@ Result<int> run_verify(const VerifyArguments& arguments) {
   VerifyConfig verify_config = arguments.config;
   verify_config.temperature = run.rollout.temperature;
   verify_config.generator = run.generator();
+  verify_config.float64 = !on_cpu;
   CHORALE_ASSIGN_OR_RETURN(const VerifyReport report, verify(model, resolved, verify_config));
+  if (!on_cpu && !arguments.json) fmt::print("{}", describe(resolved, device));
   fmt::print("{}", arguments.json ? report.to_json() + "\n" : report.text());
-  return report.identical() ? exit_ok : exit_differs;
+  return report.passes() ? exit_ok : exit_differs;
 }
 
 }  // namespace
@@ -91,6 +130,10 @@ void add_verify_command(CLI::App& app, Action& action) {
       ->required();
   command->add_option("overrides", arguments->overrides, "key=value, in the place of what the file says");
   command->add_option("--model", arguments->model, "Hugging Face model folder, in the place of model.path");
+  command
+      ->add_option("--device", arguments->device,
+                   "Where attention runs: cpu, cuda or cuda:N; on a GPU it is compared with float64, too")
+      ->capture_default_str();
   command->add_option("--requests", arguments->config.requests, "Sequences to generate")
       ->check(CLI::Range(1, 100'000))
       ->capture_default_str();

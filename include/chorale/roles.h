@@ -106,6 +106,8 @@ class Roles {
   Result<Resolution> resolve(Role role, const Problem& problem, const Device& device) const;
   // Everything, with layer ranges joined where they resolve alike, and parity. Fails as resolve does.
   Result<ResolvedRoles> resolve_all(const Problem& problem, const Device& device, int layers) const;
+  // The same of the actor's forward and the rollout alone: what `chorale verify` compares.
+  Result<ResolvedRoles> resolve_compared(const Problem& problem, const Device& device, int layers) const;
 
  private:
   struct State;

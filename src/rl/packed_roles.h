@@ -6,7 +6,7 @@
 
 namespace chorale {
 
-// Forward in every layer; backward too if the role has that phase. `kv_scales` [layers, kv_heads], of keys
+// Forward in every layer; backward too where that is resolved. `kv_scales` [layers, kv_heads], of keys
 // and of values, if the problem keeps them in 8 bits.
 Result<PackedAttention> build_packed_attention(const ResolvedRoles& resolved, Role role, int layers,
                                                const std::vector<float>& kv_scales = {});

@@ -280,16 +280,25 @@ Result<VerifyReport> verify(const Model& model, const ResolvedRoles& roles, cons
                            build_packed_attention(roles, Role::actor, model.config().num_hidden_layers,
                                                   config.generator.key_scales));
   CHORALE_RETURN_IF_ERROR(attention.plan(packed.cu_seqlens));
+  std::unique_ptr<Float64Check> float64;
+  if (config.float64) {
+    CHORALE_ASSIGN_OR_RETURN(
+        float64,
+        Float64Check::create(attention, roles.roles.at(Role::actor).front().problem, packed.cu_seqlens));
+  }
   Comparer comparer(layout, digests, packed.logit_rows);
   CHORALE_ASSIGN_OR_RETURN(
       const Tensor logits,
-      model.forward({packed.tokens, packed.positions, packed.logit_rows}, attention, nullptr, &comparer));
+      model.forward({packed.tokens, packed.positions, packed.logit_rows},
+                    float64 ? static_cast<LayerAttention&>(*float64) : attention, nullptr, &comparer));
 
   VerifyReport report{.log_probs = {},
                       .sequences = std::ssize(requests),
                       .positions = comparer.positions(),
                       .outputs = comparer.outputs(),
-                      .first = comparer.first()};
+                      .first = comparer.first(),
+                      .float64 = std::nullopt};
+  if (float64) report.float64 = float64->comparison();
   const float temperature = requests.front().sampling.recorded_temperature();
   const std::int64_t vocab = model.config().vocab_size;
   std::size_t token = 0;
@@ -311,6 +320,13 @@ std::string VerifyReport::text() const {
   std::string text = log_probs.report();
   text += fmt::format("\nCompared {} outputs of operations at {} positions of {} sequences.\n", outputs,
                       positions, sequences);
+  if (float64)
+    text += fmt::format(
+        "Compared {} rows of the trainer's attention with float64: {} outside their bounds, the worst at "
+        "{:.2f} of "
+        "its bound.\n{}",
+        float64->rows, float64->outside, float64->worst,
+        float64->passes() ? "" : fmt::format("  first: {}\n", float64->first_outside));
   if (!first) {
     text +=
         log_probs.identical()
@@ -340,6 +356,11 @@ std::string VerifyReport::to_json() const {
                                   {"positions", positions},
                                   {"outputs", outputs},
                                   {"first_difference", nullptr}};
+  if (float64)
+    document["float64"] = {{"rows", float64->rows},
+                           {"outside", float64->outside},
+                           {"worst", float64->worst},
+                           {"first_outside", float64->first_outside}};
   if (first) {
     nlohmann::ordered_json places = nlohmann::ordered_json::array();
     for (const TokenPlace& place : first->places) places.push_back({place.sequence, place.position});

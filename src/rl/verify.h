@@ -15,6 +15,7 @@
 #include "model/config.h"
 #include "model/log_prob_report.h"
 #include "model/model.h"
+#include "rl/float64_check.h"
 #include "rollout/generator.h"
 
 namespace chorale {
@@ -24,6 +25,7 @@ struct VerifyConfig {
   std::int64_t max_new_tokens = 0;  // of each; 0: 32, or half of the model's positions where that is less
   std::uint64_t seed = 1;           // of the prompts, which are random tokens, and of the sampling
   float temperature = 1;
+  bool float64 = false;         // compare the trainer's attention with float64's, too
   GeneratorConfig generator{};  // pages 0: as many as the requests can use at once
 };
 
@@ -48,8 +50,10 @@ struct VerifyReport {
   std::int64_t sequences = 0, positions = 0;  // that the rollout computed and the trainer, too
   std::int64_t outputs = 0;                   // rows of operations compared
   std::optional<OperationDifference> first;
+  std::optional<Float64Comparison> float64;
 
   bool identical() const { return log_probs.identical() && !first; }
+  bool passes() const { return identical() && (!float64 || float64->passes()); }
   std::string text() const;
   std::string to_json() const;
 };

@@ -199,23 +199,37 @@ Result<Resolution> Roles::resolve(Role role, const Problem& problem, const Devic
   return resolve(role, problem, device, 0, phases(role).front());
 }
 
-Result<ResolvedRoles> Roles::resolve_all(const Problem& problem, const Device& device, int layers) const {
+Result<ResolvedRoles> Roles::State::resolve_phases(
+    const Problem& problem, const Device& device, int layers,
+    const std::vector<std::pair<Role, std::vector<Phase>>>& wanted) const {
   if (layers < 1) return Status::out_of_range(fmt::format("layers {}: must be at least 1", layers));
-  CHORALE_RETURN_IF_ERROR(state_->check_layers(layers));
+  CHORALE_RETURN_IF_ERROR(check_layers(layers));
   ResolvedRoles resolved;
-  resolved.warnings = state_->warnings;
-  for (const Role role : all_roles) {
+  resolved.warnings = warnings;
+  for (const auto& [role, its_phases] : wanted) {
     std::vector<Resolution>& all = resolved.roles[role];
-    for (const Phase phase : phases(role)) {
-      CHORALE_ASSIGN_OR_RETURN(auto of_phase, state_->resolve_layers(role, problem, device, layers, phase));
+    for (const Phase phase : its_phases) {
+      CHORALE_ASSIGN_OR_RETURN(auto of_phase, resolve_layers(role, problem, device, layers, phase));
       std::move(of_phase.begin(), of_phase.end(), std::back_inserter(all));
     }
     std::stable_sort(all.begin(), all.end(),
                      [](const Resolution& x, const Resolution& y) { return x.first_layer < y.first_layer; });
   }
   resolved.parity =
-      compare_actor_and_rollout(state_->parity, resolved.roles[Role::actor], resolved.roles[Role::rollout]);
+      compare_actor_and_rollout(parity, resolved.roles[Role::actor], resolved.roles[Role::rollout]);
   return resolved;
+}
+
+Result<ResolvedRoles> Roles::resolve_all(const Problem& problem, const Device& device, int layers) const {
+  std::vector<std::pair<Role, std::vector<Phase>>> everything;
+  for (const Role role : all_roles) everything.emplace_back(role, phases(role));
+  return state_->resolve_phases(problem, device, layers, everything);
+}
+
+Result<ResolvedRoles> Roles::resolve_compared(const Problem& problem, const Device& device,
+                                              int layers) const {
+  return state_->resolve_phases(problem, device, layers,
+                                {{Role::actor, {Phase::forward}}, {Role::rollout, phases(Role::rollout)}});
 }
 
 Result<Attention> Resolution::build() const {

@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "chorale/roles.h"
@@ -57,6 +58,9 @@ struct Roles::State {
   // The same for all layers, ranges joined where the wish is the same.
   Result<std::vector<Resolution>> resolve_layers(Role role, const Problem& problem, const Device& device,
                                                  int layers, Phase phase) const;
+  // These phases of these roles, and whether actor and rollout agree.
+  Result<ResolvedRoles> resolve_phases(const Problem& problem, const Device& device, int layers,
+                                       const std::vector<std::pair<Role, std::vector<Phase>>>& wanted) const;
 };
 
 // Whether the actor's forward and the rollout's prefill and decode have equal fingerprints in every layer.

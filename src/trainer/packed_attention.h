@@ -30,6 +30,13 @@ class PackedAttention final : public LayerAttention {
         key_scales_(std::move(key_scales)),
         value_scales_(std::move(value_scales)) {}
 
+  // Keys and values as attention takes them.
+  struct KeysAndValues {
+    Tensor k_codes, v_codes;  // own what k and v show, where that is quantised
+    TensorView k, v, k_scale, v_scale;
+  };
+  KeysAndValues prepare(int layer, const TensorView& k, const TensorView& v) const;
+
   // Plans the next forward and backward: once a pack, shared by the layers that run the same implementation.
   Status plan(std::span<const std::int32_t> cu_seqlens);
 
@@ -38,12 +45,6 @@ class PackedAttention final : public LayerAttention {
   Status backward(int layer, const BackwardTensors& tensors) override;
 
  private:
-  // Keys and values as attention takes them.
-  struct KeysAndValues {
-    Tensor k_codes, v_codes;  // own what k and v show, where that is quantised
-    TensorView k, v, k_scale, v_scale;
-  };
-  KeysAndValues prepare(int layer, const TensorView& k, const TensorView& v) const;
   Status check_scales() const;
   Result<std::shared_ptr<const Plan>> plan_for(const Attention& attention, const Batch& batch);
 

@@ -17,6 +17,7 @@ namespace chorale {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -122,6 +123,64 @@ TEST(Verify, RefusesWhatLeavesNoPrompt) {
               HasSubstr("max_new_tokens 512: must be at most 511"));
 }
 
+// The compiled kernels with one row of each call a tenth too large.
+class OffInOneRow final : public Implementation {
+ public:
+  std::string_view name() const override { return inner().name(); }
+  Status supports(const Problem& problem, const Device& device, Phase phase) const override {
+    return inner().supports(problem, device, phase);
+  }
+  Fingerprint fingerprint(const Problem& problem, const Device& device) const override {
+    return inner().fingerprint(problem, device);
+  }
+  Result<std::shared_ptr<const Plan>> plan(const Problem& problem, const Batch& batch,
+                                           const Device& device) const override {
+    return inner().plan(problem, batch, device);
+  }
+  Status forward(const Plan& plan, const ForwardTensors& tensors) const override {
+    CHORALE_RETURN_IF_ERROR(inner().forward(plan, tensors));
+    auto* row = static_cast<float*>(tensors.out.data) + 3 * tensors.out.stride[0] + tensors.out.stride[1];
+    for (int i = 0; i < plan.problem().value_dim(); ++i) row[i] *= 1.1f;
+    return Status::ok();
+  }
+  Status backward(const Plan& plan, const BackwardTensors& tensors) const override {
+    return inner().backward(plan, tensors);
+  }
+
+ private:
+  static const Implementation& inner() {
+    return *find_implementation_name("flash_attention_2")->servants.front();
+  }
+};
+
+TEST(Verify, ComparesWithFloat64) {
+  const VerifyConfig config{.requests = 4, .max_new_tokens = 12, .float64 = true};
+  for (const DType type : {DType::float32, DType::bfloat16}) {
+    const VerifyReport report = run(same_everywhere, config, type);
+    ASSERT_TRUE(report.float64.has_value());
+    EXPECT_TRUE(report.passes()) << report.text();
+    EXPECT_GT(report.float64->worst, 0);
+    EXPECT_EQ(report.float64->rows, (report.positions + 4) * 2 * 4) << "of all tokens, layers and heads";
+  }
+}
+
+TEST(Verify, NamesTheRowThatIsFarFromFloat64) {
+  const ModelConfig shape = test::small_config();
+  ResolvedRoles roles =
+      Roles::parse(same_everywhere).value().resolve_compared(shape.problem(), Device::cpu(), 2).value();
+  const OffInOneRow off;
+  for (Resolution& resolution : roles.roles.at(Role::actor)) resolution.chosen = &off;
+  const Model model = Model::create(shape, test::lively_parameters(shape, 4)).value();
+  const VerifyReport report =
+      verify(model, roles, {.requests = 4, .max_new_tokens = 12, .float64 = true}).value();
+  ASSERT_TRUE(report.float64.has_value());
+  EXPECT_EQ(report.float64->outside, 2) << "one in each layer";
+  EXPECT_FALSE(report.passes());
+  EXPECT_THAT(report.text(), AllOf(HasSubstr("2 outside their bounds"),
+                                   HasSubstr("layer 0, sequence 0, position 3, head 1: off by")));
+  EXPECT_EQ(nlohmann::json::parse(report.to_json()).at("float64").at("outside"), 2);
+}
+
 // ---- The command ----
 
 class VerifyCommand : public ::testing::Test {
@@ -183,6 +242,13 @@ TEST_F(VerifyCommand, TakesTheModelAndTheRolloutFromElsewhere) {
   const std::string quoted = (folder_ / "it's: a folder").string();
   std::filesystem::copy(test::fixture_path("tied"), quoted);
   EXPECT_EQ(run({file_, "--model", quoted}).value(), app::exit_ok);
+}
+
+// Where there is a GPU, the model's head_dim is not for it.
+TEST_F(VerifyCommand, RefusesAGpuThatCannotServe) {
+  EXPECT_THAT(refusal({file_, "--device", "cuda"}),
+              AnyOf(HasSubstr("--device cuda: "), HasSubstr("head_dim 12")));
+  EXPECT_THAT(refusal({file_, "--device", "gpu"}), HasSubstr("gpu"));
 }
 
 TEST_F(VerifyCommand, ReadsTheConfigurationOfARun) {

@@ -14,7 +14,7 @@
 namespace chorale {
 namespace {
 
-using testing::DeviceMemory;
+using cuda::DeviceMemory;
 using ::testing::HasSubstr;
 
 constexpr int kv_heads = 3, head_dim = 192, value_dim = 128, page_size = 4, pages = 9, tokens = 14;
@@ -32,7 +32,7 @@ class CacheKernels : public ::testing::TestWithParam<DType> {
   }
   // A copy of host memory on the device, kept for the test.
   void* on_device(const void* host, std::size_t bytes) {
-    held_.push_back(std::make_unique<DeviceMemory>(*gpu_, bytes));
+    held_.push_back(DeviceMemory::allocate(*gpu_, bytes).value());
     const cuda::Gpu::Scope scope(*gpu_);
     EXPECT_EQ(gpu_->driver().copy_to_device(held_.back()->address(), host, bytes, nullptr), 0);
     EXPECT_EQ(gpu_->driver().synchronize_stream(nullptr), 0);
