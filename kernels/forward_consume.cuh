@@ -29,7 +29,7 @@ __device__ __forceinline__ void wait_for_turn(int warpgroup) { named_barrier_syn
 __device__ __forceinline__ void pass_turn(int warpgroup) { named_barrier_arrive(2 - warpgroup, 256); }
 
 __device__ __forceinline__ void multiply_keys(float (&scores)[score_count], u32 query, u32 key) {
-  const u64 a = describe_rows(query), b = describe_rows(key);
+  const u32 a = describe_rows(query), b = describe_rows(key);
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < Config::head_dim / 16; ++step) {
@@ -42,7 +42,7 @@ __device__ __forceinline__ void multiply_keys(float (&scores)[score_count], u32 
 
 __device__ __forceinline__ void multiply_values(float (&out)[out_count], const u32 (&p)[score_count / 2],
                                                 u32 value, bool fresh) {
-  const u64 b = describe_columns(value, Config::tile * block_row_bytes);
+  const u32 b = describe_columns(value, Config::tile * block_row_bytes);
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < Config::tile / 16; ++step)
@@ -213,48 +213,55 @@ __device__ __forceinline__ void merge_states(Softmax& total, const Softmax& chun
 __device__ __forceinline__ void store(const float (&out)[out_count], const Softmax& state,
                                       const ForwardParams& params, const Item& item, const ThreadRows& rows,
                                       unsigned char* buffer) {
-  float factor[2];
+  const auto is_real = [&](int row) { return row < Config::rows && row / Config::group < item.positions; };
+  const auto head_of = [&](int row) { return item.kv_head * Config::group + row % Config::group; };
+  RowEnd end[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int row = rows.of(r), position = row / Config::group;
-    const int head = item.kv_head * Config::group + row % Config::group;
-    const bool real = row < Config::rows && position < item.positions;
-    const float sink = Config::sinks && real ? params.sinks[head] : -infinity;
-    const RowEnd end = row_end(state.maximum[r], state.sum[r], params.factor, sink);
-    factor[r] = end.factor;
-    if (params.lse != nullptr && rows.quad_lane == 0 && real)
-      params.lse[static_cast<long long>(item.q_row + position) * (params.kv_heads * Config::group) + head] =
-          end.lse;
+    const int row = rows.of(r);
+    const float sink = Config::sinks && is_real(row) ? params.sinks[head_of(row)] : -infinity;
+    end[r] = row_end(state.maximum[r], state.sum[r], params.factor, sink);
   }
   const int lane = threadIdx.x % 32, first = rows.row - lane / 4;  // the warp's first row
-  const int store_row = first + lane % 16;
+  const auto place = [&](int row, int piece) {                     // of 8 columns
+    return piece / 8 * (forward_rows * block_row_bytes) + row * block_row_bytes + ((piece % 8) ^ (row % 8)) * 16;
+  };
 #pragma unroll
   for (int i = 0; i < out_count / 8; ++i) {  // 16 columns
     u32 d[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float x = finished(out[8 * i + 2 * j], factor[j % 2]);
-      const float y = finished(out[8 * i + 2 * j + 1], factor[j % 2]);
+      const float x = finished(out[8 * i + 2 * j], end[j % 2].factor);
+      const float y = finished(out[8 * i + 2 * j + 1], end[j % 2].factor);
       d[j] = Config::bfloat16 ? pack_bfloat16(x, y) : pack_float16(x, y);
     }
-    const int column = 16 * i + lane / 16 * 8;
-    const u32 place = column / 64 * (forward_rows * block_row_bytes) + store_row * block_row_bytes +
-                      (((column % 64) / 8) ^ (store_row % 8)) * 16;
-    store_matrices(shared_address(buffer) + place, d[0], d[1], d[2], d[3]);
+    store_matrices(shared_address(buffer) + place(first + lane % 16, 2 * i + lane / 16), d[0], d[1], d[2], d[3]);
   }
+  fence_proxy_async();  // the copy engine writes there next; before the stores below, since it waits for all stores
   __syncwarp();
-  constexpr int pieces = Config::value_dim / 8;  // of 16 bytes in a row
-  for (int i = lane; i < 16 * pieces; i += 32) {
-    const int row = first + i / pieces, piece = i % pieces, position = row / Config::group;
-    const int head = item.kv_head * Config::group + row % Config::group;
-    if (row >= Config::rows || position >= item.positions) continue;
-    const uint4 data =
-        *reinterpret_cast<const uint4*>(buffer + piece / 8 * (forward_rows * block_row_bytes) +
-                                        row * block_row_bytes + ((piece % 8) ^ (row % 8)) * 16);
-    *reinterpret_cast<uint4*>(static_cast<u16*>(params.out.data) +
-                              (item.q_row + position) * params.out.token_stride +
-                              head * params.out.head_stride + piece * 8) = data;
+  constexpr int pieces = Config::value_dim / 8;  // in a row
+  constexpr int together = 4;                    // of a thread: on their way at once
+#pragma unroll
+  for (int i = 0; i < pieces / 2; i += together) {
+    const auto row_of = [&](int j) { return first + (32 * (i + j) + lane) / pieces; };
+    const auto piece_of = [&](int j) { return (32 * (i + j) + lane) % pieces; };
+    uint4 data[together];
+#pragma unroll
+    for (int j = 0; j < together; ++j)
+      data[j] = *reinterpret_cast<const uint4*>(buffer + place(row_of(j), piece_of(j)));
+#pragma unroll
+    for (int j = 0; j < together; ++j)
+      if (const int row = row_of(j); is_real(row))
+        store_16_bytes(static_cast<u16*>(params.out.data) +
+                           (item.q_row + row / Config::group) * params.out.token_stride +
+                           head_of(row) * params.out.head_stride + piece_of(j) * 8,
+                       data[j]);
   }
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    if (const int row = rows.of(r); params.lse != nullptr && rows.quad_lane == 0 && is_real(row))
+      params.lse[static_cast<long long>(item.q_row + row / Config::group) * (params.kv_heads * Config::group) +
+                 head_of(row)] = end[r].lse;
 }
 
 // Before the step's keys are released, and with them this.
@@ -272,29 +279,23 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   if (warpgroup == 1) pass_turn(1);
 
   float out[out_count], scores[score_count], largest[2], rescale[2];
-  float total[Config::chunked ? out_count : 1];  // of the chunks that have ended
+  float total[out_count];  // of the chunks that have ended
   u32 p[score_count / 2];
   Softmax state;
   const auto start_item = [&] {
-    if constexpr (Config::chunked) {
-      Softmax none;
-      none.reset();
-      keep(shared.total, rows, none);
+    Softmax none;
+    none.reset();
+    keep(shared.total, rows, none);
 #pragma unroll
-      for (float& x : total) x = 0.f;
-    }
+    for (float& x : total) x = 0.f;
   };
-  const auto finish_item = [&](Softmax last) {
-    if constexpr (Config::chunked) {
-      MergeWeights weights[2];
-      Softmax all = kept(shared.total, rows);
-      merge_states(all, last, params.factor, weights);
-      last = all;
+  const auto finish_item = [&](const Softmax& last) {
+    MergeWeights weights[2];
+    Softmax all = kept(shared.total, rows);
+    merge_states(all, last, params.factor, weights);
 #pragma unroll
-      for (int i = 0; i < out_count; ++i) out[i] = merge(total[i], out[i], weights[i / 2 % 2]);
-    }
-    store(out, last, params, shared.item[item.index], rows, shared.query[item.index]);
-    fence_proxy_async();  // the copy engine writes there next
+    for (int i = 0; i < out_count; ++i) out[i] = merge(total[i], out[i], weights[i / 2 % 2]);
+    store(out, all, params, shared.item[item.index], rows, shared.query[item.index]);
     __syncwarp();
     if (speaks) mbarrier_arrive(&shared.item_free[item.index]);
   };
@@ -331,7 +332,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   // V.
   for (bool fresh = true;;) {
     const bool item_ends = (step.flags & Step::last) != 0;
-    const bool chunk_ends = Config::chunked && (step.flags & Step::chunk_end) != 0;
+    const bool chunk_ends = (step.flags & Step::chunk_end) != 0;
     ItemTurn of_following = item;
     if (item_ends) {
       of_following.next();
@@ -374,14 +375,12 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       finish_item(kept(shared.ended, rows));
       start_item();
     } else if (chunk_ends) {
-      if constexpr (Config::chunked) {
-        MergeWeights weights[2];
-        Softmax all = kept(shared.total, rows);
-        merge_states(all, kept(shared.ended, rows), params.factor, weights);
-        keep(shared.total, rows, all);
+      MergeWeights weights[2];
+      Softmax all = kept(shared.total, rows);
+      merge_states(all, kept(shared.ended, rows), params.factor, weights);
+      keep(shared.total, rows, all);
 #pragma unroll
-        for (int i = 0; i < out_count; ++i) total[i] = merge(total[i], out[i], weights[i / 2 % 2]);
-      }
+      for (int i = 0; i < out_count; ++i) total[i] = merge(total[i], out[i], weights[i / 2 % 2]);
     }
     item = of_following;
     step = following;

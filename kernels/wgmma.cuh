@@ -27,32 +27,31 @@ __device__ __forceinline__ void pin(float (&registers)[size]) {
 }
 
 // Operands in shared memory are blocks of 64 columns (128 bytes) a row, rows one after another, swizzled by
-// 128 bytes as the copy engine writes them; a block starts at a multiple of 1024 bytes.
-constexpr u64 swizzle_128 = 1ull << 62;
+// 128 bytes as the copy engine writes them; a block starts at a multiple of 1024 bytes. Descriptors of them differ in
+// their lower word only, which is all that is computed: 64-bit sums between two instructions would delay the second.
+constexpr u64 swizzle_128 = 1, descriptor_high = swizzle_128 << 30 | 1024 >> 4;
 
 // Rows are M or N, columns the inner dimension. Step s of 16 columns within a block: add 2 s.
-__device__ __forceinline__ u64 describe_rows(u32 address) {
-  return swizzle_128 | (u64{1024 >> 4} << 32) | (u64{1} << 16) | ((address & 0x3ffff) >> 4);
-}
+__device__ __forceinline__ u32 describe_rows(u32 address) { return 1u << 16 | address >> 4; }
 // Rows are the inner dimension, columns N; `block_bytes` from one block of 64 columns to the next. Step s of
 // 16 rows: add 128 s.
-__device__ __forceinline__ u64 describe_columns(u32 address, u32 block_bytes) {
-  return swizzle_128 | (u64{1024 >> 4} << 32) | (static_cast<u64>(block_bytes >> 4) << 16) |
-         ((address & 0x3ffff) >> 4);
+__device__ __forceinline__ u32 describe_columns(u32 address, u32 block_bytes) {
+  return block_bytes >> 4 << 16 | address >> 4;
 }
+__device__ __forceinline__ u64 descriptor(u32 low) { return descriptor_high << 32 | low; }
 
 // One instruction for N columns: LIST names the N / 2 registers of d, the last argument gives them as
 // operands; A to F are the numbers of the operands that follow.
 #define CHORALE_WGMMA(N, LIST, A, B, C, D, E, F, ...)                                                      \
   template <bool bfloat16>                                                                                 \
   struct Wgmma<N, bfloat16> {                                                                              \
-    static __device__ __forceinline__ void rows_by_rows(float (&d)[N / 2], u64 a, u64 b, int accumulate) { \
+    static __device__ __forceinline__ void rows_by_rows(float (&d)[N / 2], u32 a, u32 b, int accumulate) { \
       if constexpr (bfloat16)                                                                              \
         CHORALE_WGMMA_SHARED(N, LIST, "bf16", A, B, C, __VA_ARGS__);                                       \
       else                                                                                                 \
         CHORALE_WGMMA_SHARED(N, LIST, "f16", A, B, C, __VA_ARGS__);                                        \
     }                                                                                                      \
-    static __device__ __forceinline__ void registers_by_columns(float (&d)[N / 2], const u32* a, u64 b,    \
+    static __device__ __forceinline__ void registers_by_columns(float (&d)[N / 2], const u32* a, u32 b,    \
                                                                 int accumulate) {                          \
       if constexpr (bfloat16)                                                                              \
         CHORALE_WGMMA_REGISTERS(N, LIST, "bf16", A, B, C, D, E, F, __VA_ARGS__);                           \
@@ -66,14 +65,14 @@ __device__ __forceinline__ u64 describe_columns(u32 address, u32 block_bytes) {
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." T "." T " {" LIST "}, %" #A ", %" #B \
                ", p, 1, 1, 0, 0;\n}"                                                                  \
                : __VA_ARGS__                                                                          \
-               : "l"(a), "l"(b), "r"(accumulate))
+               : "l"(descriptor(a)), "l"(descriptor(b)), "r"(accumulate))
 #define CHORALE_WGMMA_REGISTERS(N, LIST, T, A, B, C, D, E, F, ...)                                     \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #F                                                 \
                ", 0;\n"                                                                                \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." T "." T " {" LIST "}, {%" #A ", %" #B \
                ", %" #C ", %" #D "}, %" #E ", p, 1, 1, 1;\n}"                                          \
                : __VA_ARGS__                                                                           \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor(b)), "r"(accumulate))
 
 #define CHORALE_D4(i) "+f"(d[(i)]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define CHORALE_D16(i) CHORALE_D4(i), CHORALE_D4((i) + 4), CHORALE_D4((i) + 8), CHORALE_D4((i) + 12)

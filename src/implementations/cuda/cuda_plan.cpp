@@ -207,7 +207,6 @@ Status CudaPlan::update(const Batch& batch, void* stream) {
   WorkList work = make_work_list(bound, batch, order_.chunk, work_.decode.positions);
   CHORALE_RETURN_IF_ERROR(check_room(sizes_of(bound, batch, work), room_));
   // A kernel for more chunks serves one too, and one without work ends at once.
-  work.forward.chunked |= work_.forward.chunked;
   work.decode.chunked |= work_.decode.chunked;
   CHORALE_ASSIGN_OR_RETURN(const Kernels kernels, find_kernels(bound, batch, work));
   for (const auto& [now, then] :

@@ -98,7 +98,7 @@ KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order
   key.masked = !problem.mask.is_all();
   key.scored = !problem.score.is_identity();
   key.sinks = problem.sinks;
-  key.chunked = chunked;
+  key.chunked = chunked && kind == KernelKind::decode;
   key.positions = kind == KernelKind::decode ? positions : std::max(1, block_rows / key.group);
   key.program = emitted(problem);
   return key;

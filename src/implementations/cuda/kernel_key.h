@@ -21,7 +21,7 @@ struct KernelKey {
   bool paged = false;
   int page_size = 0;  // 0: packed
   bool masked = false, scored = false, sinks = false;
-  bool chunked = false;  // some sequence has more than one chunk
+  bool chunked = false;  // decode: some sequence has more than one chunk; forward: of no concern
   int tile = 0, chunk = 0, positions = 0;
   std::string program;  // emitted from mask and score; empty for kernels of neither
 
