@@ -27,6 +27,15 @@ except ImportError:
 from chorale_c import Chorale, request
 
 
+def aligned(values):
+    """A copy that starts with a cache line, as PyTorch's tensors and the KV cache's pages do; NumPy's arrays do not."""
+    memory = numpy.empty(values.nbytes + 64, numpy.uint8)
+    start = -memory.ctypes.data % 64
+    array = memory[start:start + values.nbytes].view(values.dtype).reshape(values.shape)
+    array[...] = values
+    return array
+
+
 class Data:
     """Random tensors in memory that both sides read. bfloat16 lies as uint16 where PyTorch is absent."""
 
@@ -38,11 +47,11 @@ class Data:
         values = self.random.standard_normal(shape, dtype=numpy.float32)
         if self.dtype == "bfloat16":
             bits = values.view(numpy.uint32)
-            return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(numpy.uint16)
-        return values.astype(numpy.float16) if self.dtype == "float16" else values
+            return aligned(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(numpy.uint16))
+        return aligned(values.astype(numpy.float16) if self.dtype == "float16" else values)
 
     def zeros(self, *shape):
-        return numpy.zeros(shape, dtype={"bfloat16": numpy.uint16, "float16": numpy.float16, "float32": numpy.float32}[self.dtype])
+        return aligned(numpy.zeros(shape, dtype={"bfloat16": numpy.uint16, "float16": numpy.float16, "float32": numpy.float32}[self.dtype]))
 
     def torch(self, array):
         tensor = torch.from_numpy(array.view(numpy.int16) if self.dtype == "bfloat16" else array)
@@ -160,7 +169,16 @@ class Bench:
         k, v = data.tensor(count, page, kv_heads, dim), data.tensor(count, page, kv_heads, dim)
         case = self.case(heads, kv_heads, dim, dtype, "causal", [1] * batch, [context] * batch, self.threads,
                                  pages=dict(size=page, count=count, table=table))
-        sides = [lambda: self.chorale.check(c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse), None))]
+        forward = lambda c_case: lambda: self.chorale.check(
+            c.chorale_forward(c_case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse), None))
+        # What limits a decode: reading the same pages with nothing else to do, and computing on pages that the
+        # second-level cache holds.
+        pages = numpy.ascontiguousarray(table.reshape(-1), dtype=numpy.int32)
+        page_floats = k[0].nbytes // 4
+        read = lambda: c.chorale_read_pages(pointer(k), pointer(v), ctypes.c_int64(page_floats), pointer(pages), ctypes.c_int64(count), self.threads)
+        cached = self.case(heads, kv_heads, dim, dtype, "causal", [1] * batch, [context] * batch, self.threads,
+                           pages=dict(size=page, count=count, table=table % 4))
+        sides = [forward(case), read, forward(cached)]
         if torch:  # the peer reads dense keys: PyTorch has no paged attention on the CPU
             tq = data.torch(q).view(batch, 1, heads, dim).transpose(1, 2)
             dense = lambda x: data.torch(x).view(batch, context, kv_heads, dim).transpose(1, 2)
@@ -173,8 +191,11 @@ class Bench:
             sides.append(peer)
         size = 2 * batch * context * kv_heads * dim * (4 if dtype == "float32" else 2)
         bandwidth = c.chorale_peak_bandwidth(self.threads)
-        self.table.row(f"{dtype} decode batch {batch}, {context} keys, page {page}", interleave(sides, self.seconds), size, bandwidth, "GB/s   ")
-        c.chorale_case_free(case)
+        ours, alone, in_cache, *peer_times = interleave(sides, self.seconds)
+        self.table.row(f"{dtype} decode batch {batch}, {context} keys, page {page}", [ours, *peer_times], size, bandwidth, "GB/s   ")
+        print(f"  reading those pages alone {size / statistics.median(alone) / 1e9:.1f} GB/s, computing on pages in the cache {size / statistics.median(in_cache) / 1e9:.1f} GB/s", flush=True)
+        for each in (case, cached):
+            c.chorale_case_free(each)
 
     def masks(self, dtype, length=8192, heads=16, window=512):
         """A window and documents: against PyTorch with the dense mask, and the cost of a visible tile against causal's."""

@@ -148,5 +148,10 @@ double chorale_peak_flops(const char* dtype, int threads) {
   return bench::peak_flops(std::string(dtype) == "bfloat16", threads);
 }
 double chorale_peak_bandwidth(int threads) { return bench::peak_bandwidth(threads); }
+// Reads the pages that a decode reads, in its order, with nothing else to do.
+void chorale_read_pages(const float* keys, const float* values, std::int64_t page_floats,
+                        const std::int32_t* block_table, std::int64_t pages, int threads) {
+  bench::read_pages(keys, values, page_floats, block_table, pages, threads);
+}
 
 }  // extern "C"

@@ -108,4 +108,15 @@ double peak_bandwidth(int threads) {
   });
 }
 
+void read_pages(const float* keys, const float* values, std::int64_t page_floats,
+                const std::int32_t* block_table, std::int64_t pages, int threads) {
+  constexpr std::int64_t stretch = 16;  // pages of one task
+  parallel_for((pages + stretch - 1) / stretch, threads, [&](std::int64_t task, int) {
+    float sum = 0;
+    for (std::int64_t i = task * stretch; i < std::min(pages, (task + 1) * stretch); ++i)
+      for (const float* of : {keys, values}) sum += simd::sum(of + block_table[i] * page_floats, page_floats);
+    sink = sum;
+  });
+}
+
 }  // namespace chorale::bench

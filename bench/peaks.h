@@ -2,6 +2,8 @@
 // to do.
 #pragma once
 
+#include <cstdint>
+
 namespace chorale::bench {
 
 // Operations a second of the instruction that products of bfloat16 (or float32) problems use here, on
@@ -9,5 +11,8 @@ namespace chorale::bench {
 double peak_flops(bool bfloat16, int threads);
 // Bytes a second of reading memory that no cache holds.
 double peak_bandwidth(int threads);
+// Reads each page of keys and of values once, in the table's order.
+void read_pages(const float* keys, const float* values, std::int64_t page_floats,
+                const std::int32_t* block_table, std::int64_t pages, int threads);
 
 }  // namespace chorale::bench

@@ -10,7 +10,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "base/settings.h"
 
@@ -45,9 +47,18 @@ struct TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-CHORALE_AMX void load_tile_config() {
-  alignas(64) static const TileConfig config;
-  _tile_loadconfig(&config);
+// One for each number of rows. Constants: GCC's _tile_loadconfig tells the compiler of the first bytes only,
+// so that it may never write the rest of a local one.
+template <std::size_t... Rows>
+constexpr std::array<TileConfig, sizeof...(Rows)> make_configs(std::index_sequence<Rows...>) {
+  std::array<TileConfig, sizeof...(Rows)> configs{};
+  ((configs[Rows].rows[6] = configs[Rows].rows[7] = static_cast<std::uint8_t>(Rows)), ...);
+  return configs;
+}
+alignas(64) constexpr auto tile_configs = make_configs(std::make_index_sequence<17>());
+
+CHORALE_AMX void load_tile_config(int rows_of_last_two) {
+  _tile_loadconfig(&tile_configs[static_cast<std::size_t>(rows_of_last_two)]);
 }
 CHORALE_AMX void release_tiles() { _tile_release(); }
 
@@ -212,8 +223,8 @@ DotLevel dot_level() {
   return level;
 }
 
-DotScope::DotScope(DotLevel level) : level_(level) {
-  if (level_ == DotLevel::amx) load_tile_config();
+DotScope::DotScope(DotLevel level, int rows_of_last_two) : level_(level) {
+  if (level_ == DotLevel::amx) load_tile_config(rows_of_last_two);
 }
 DotScope::~DotScope() {
   if (level_ == DotLevel::amx) release_tiles();

@@ -20,10 +20,10 @@ enum class DotLevel { none, avx512_bf16, amx };
 DotLevel dot_level();
 
 // AMX's tile registers, configured for this thread while the object lives. Needed around dot_product at
-// DotLevel::amx; does nothing otherwise. Does not nest.
+// DotLevel::amx; does nothing otherwise. Does not nest. All have 16 rows, or the last two `rows_of_last_two`.
 class DotScope {
  public:
-  explicit DotScope(DotLevel level);
+  explicit DotScope(DotLevel level, int rows_of_last_two = 16);
   ~DotScope();
   DotScope(const DotScope&) = delete;
   DotScope& operator=(const DotScope&) = delete;

@@ -23,6 +23,17 @@ namespace chorale::simd {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// Asks the memory for a part of p.ahead at each of `blocks` blocks.
+struct Ahead {
+  Ahead(const ProductArguments& p, std::int64_t blocks)
+      : at(p.ahead), end(p.ahead + p.ahead_floats), step(round_up(p.ahead_floats / blocks + 1)) {}
+  HWY_INLINE void ask() {
+    for (const float* last = HWY_MIN(end, at + step); at < last; at += lanes) __builtin_prefetch(at, 0, 2);
+  }
+  const float *at, *end;
+  std::int64_t step;
+};
+
 // One block: Rows rows and Groups groups of 16 columns, accumulators in registers for the whole chain.
 template <int Rows, int Groups>
 HWY_INLINE void product_block(const ProductArguments& p, std::int64_t row, std::int64_t group) {
@@ -57,30 +68,37 @@ HWY_INLINE void product_block(const ProductArguments& p, std::int64_t row, std::
 // `groups` groups of columns from the first on, for Rows rows: wide blocks first.
 template <int Rows, int Wide>
 HWY_INLINE void product_rows(const ProductArguments& p, std::int64_t row, std::int64_t first,
-                             std::int64_t groups) {
-  std::int64_t group = first;
-  if constexpr (Wide > 1)
-    for (; group + Wide <= first + groups; group += Wide) product_block<Rows, Wide>(p, row, group);
-  for (; group < first + groups; ++group) product_block<Rows, 1>(p, row, group);
+                             std::int64_t groups, Ahead& ahead) {
+  for (; groups >= Wide; first += Wide, groups -= Wide) {
+    ahead.ask();
+    product_block<Rows, Wide>(p, row, first);
+  }
+  if constexpr (Wide > 1) product_rows<Rows, Wide / 2>(p, row, first, groups, ahead);
 }
 
-HWY_INLINE void product_groups(const ProductArguments& p, std::int64_t first, std::int64_t groups) {
-  // 16 vector registers hold 6 x 16 columns in halves of 8; 32 registers hold 12 x 16 whole.
-  constexpr int Tall = hn::MaxLanes(hn::CappedTag<float, 16>()) == 16 ? 12 : 6;
+// 16 vector registers hold 6 x 16 columns in halves of 8; 32 registers hold 12 x 32 whole.
+constexpr bool many_registers = hn::MaxLanes(hn::CappedTag<float, 16>()) == 16;
+constexpr int tall = many_registers ? 12 : 6, wide = many_registers ? 2 : 1;
+
+HWY_INLINE void product_groups(const ProductArguments& p, std::int64_t first, std::int64_t groups,
+                               Ahead& ahead) {
   std::int64_t row = 0;
-  for (; row + Tall <= p.shape.rows; row += Tall) product_rows<Tall, 1>(p, row, first, groups);
-  for (; row + 6 <= p.shape.rows; row += 6) product_rows<6, 1>(p, row, first, groups);
+  for (; row + tall <= p.shape.rows; row += tall) product_rows<tall, wide>(p, row, first, groups, ahead);
+  if constexpr (many_registers) {
+    if (row + 8 <= p.shape.rows) product_rows<8, 2>(p, row, first, groups, ahead), row += 8;
+    if (row + 4 <= p.shape.rows) product_rows<4, 2>(p, row, first, groups, ahead), row += 4;
+  }
   switch (p.shape.rows - row) {
     case 5:
-      return product_rows<5, 1>(p, row, first, groups);
+      return product_rows<5, 1>(p, row, first, groups, ahead);
     case 4:
-      return product_rows<4, 1>(p, row, first, groups);
+      return product_rows<4, 1>(p, row, first, groups, ahead);
     case 3:
-      return product_rows<3, 2>(p, row, first, groups);
+      return product_rows<3, 2>(p, row, first, groups, ahead);
     case 2:
-      return product_rows<2, 3>(p, row, first, groups);
+      return product_rows < 2, many_registers ? 4 : 3 > (p, row, first, groups, ahead);
     case 1:
-      return product_rows<1, 4>(p, row, first, groups);
+      return product_rows < 1, many_registers ? 8 : 4 > (p, row, first, groups, ahead);
     default:
       return;
   }
@@ -88,13 +106,15 @@ HWY_INLINE void product_groups(const ProductArguments& p, std::int64_t first, st
 
 HWY_NOINLINE void product(const ProductArguments& p) {
   const std::int64_t groups = round_up(p.shape.columns) / lanes;
-  // A group that a first-level cache holds beside its rows is multiplied with all of them before the next;
+  Ahead ahead(p, (p.shape.rows + tall - 1) / tall * ((groups + wide - 1) / wide));
+  // Groups that a first-level cache holds beside their rows are multiplied with all of them before the next;
   // else all groups with a few rows. Where the inner values of a group lie at multiples of 256 bytes the
   // cache would not hold it.
   constexpr std::int64_t cached = 8 * 1024 / sizeof(float), few_rows = 12;
   if (p.b_row % 64 == 0 || p.shape.inner * lanes > cached || p.shape.rows <= few_rows)
-    return product_groups(p, 0, groups);
-  for (std::int64_t group = 0; group < groups; ++group) product_groups(p, group, 1);
+    return product_groups(p, 0, groups, ahead);
+  for (std::int64_t group = 0; group < groups; group += wide)
+    product_groups(p, group, HWY_MIN(std::int64_t{wide}, groups - group), ahead);
 }
 
 // The product that leaves out invisible pairs: one row at a time, a branch for each pair.

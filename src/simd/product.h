@@ -16,6 +16,9 @@ struct ProductArguments {
   float* out;
   std::int64_t out_row;
   bool accumulate;
+  // Memory that will be read soon, to ask for while computing.
+  const float* ahead = nullptr;
+  std::int64_t ahead_floats = 0;
 };
 
 void product(const ProductArguments& arguments);  // on this processor's level

@@ -298,11 +298,12 @@ class AmxBackward {
     std::int64_t count = locate_rows(plan_, tensors_.q, task.sequence, task.kv_head, first, strip_rows,
                                      rows.data(), worker.gathered.data());
     amx::pack_queries(rows.data(), count, dim_, s.queries_by_dim.data());
-    s.finite = amx::pack_value_pairs(rows.data(), count, dim_, s.queries_by_row.data(), {});
+    amx::Prefetch none;
+    s.finite = amx::pack_value_pairs(rows.data(), count, dim_, s.queries_by_row.data(), true, none);
     count = locate_rows(plan_, tensors_.grad_out, task.sequence, task.kv_head, first, strip_rows, rows.data(),
                         worker.gathered.data());
     amx::pack_queries(rows.data(), count, value_dim_, s.grad_outs_by_dim.data());
-    s.finite &= amx::pack_value_pairs(rows.data(), count, value_dim_, s.grad_outs_by_row.data(), {});
+    s.finite &= amx::pack_value_pairs(rows.data(), count, value_dim_, s.grad_outs_by_row.data(), true, none);
     for (std::int64_t r = 0; r < strip_rows; ++r) {
       s.lse[r] = std::numeric_limits<float>::infinity();  // p is 0
       s.delta[r] = 0;

@@ -5,13 +5,14 @@
 //                      for each strip of 32 rows
 //                        for each slab of 32 keys that the strip sees
 //                          pack the slab, once a group
-//                          exponentials of this slab, while the tile unit computes the scores of the next
+//                          exponentials of this slab, while the tile unit computes the scores of the next,
+//                          and the memory is asked for slabs that will be packed
 //                        probabilities times values, once for all slabs of the chunk
-//                        merge the chunk into the strip's total
+//                        merge the chunk into the strip's total; finish the strip after its last chunk
 //     few rows     for each sequence (or each of its chunks, where there are few), on any thread
 //     (a decode)     for each chunk, for each two slabs, for each KV head
-//                      keys straight from their pages, values paired on the way, while the memory is asked
-//                      for the next head's
+//                      keys straight from their pages, values paired on the way; at each step the memory is
+//                      asked for a few rows of the next two slabs, in the order in which pages hold them
 //                    merge
 #include "implementations/cpu/amx_forward.h"
 
@@ -47,6 +48,7 @@ struct State {
     std::fill(out.begin(), out.end(), 0.0f);
   }
   amx::Lanes lanes;
+  bool empty = true;  // many rows: nothing was added, and out holds anything
   AlignedVector<float> out;
 };
 
@@ -75,6 +77,11 @@ class AmxForward {
   }
 
  private:
+  // One strip of a group against one slab.
+  struct Step {
+    std::int64_t strip, slab;
+  };
+
   // One thread's memory.
   struct Worker {
     explicit Worker(const AmxForward& pass)
@@ -91,9 +98,13 @@ class AmxForward {
     Visibility::Strip visible;  // few rows: of the chunk at hand
     AlignedVector<float> scores[2];
     AlignedVector<bfloat16> p, queries, keys, values;
+    amx::Prefetch prefetch;
     std::array<std::int8_t, chunk_slabs> packed;  // 0: not yet, 1: finite values, 2: not
     State chunk;
     std::vector<State> totals;
+    std::vector<Step> steps;  // of a chunk
+    std::int64_t asked;       // slabs before this one were asked for or packed
+    std::int64_t packed_end;  // past the slab that was packed last
     AlignedVector<float> rows;
     AlignedVector<bfloat16> gathered;
   };
@@ -142,21 +153,68 @@ class AmxForward {
     worker.queries.resize(static_cast<std::size_t>(group.strips * amx::block_elements(dim_)));
     worker.keys.resize(static_cast<std::size_t>(chunk_slabs * amx::block_elements(dim_)));
     worker.values.resize(static_cast<std::size_t>(chunk_slabs * amx::block_elements(value_dim_)));
+    worker.prefetch.clear();
+    worker.asked = worker.packed_end = 0;
     for (auto strip = static_cast<std::int64_t>(worker.totals.size()); strip < group.strips; ++strip)
       worker.totals.emplace_back(strip_rows * amx::padded(value_dim_));
     for (std::int64_t i = 0; i < group.strips; ++i) {
-      worker.totals[static_cast<std::size_t>(i)].reset();
+      worker.totals[static_cast<std::size_t>(i)].empty = true;
+      if (i + 1 < group.strips) ask_for_queries(group, i + 1);
       load_queries(group.sequence, group.kv_head, group.first + i,
                    worker.queries.data() + i * amx::block_elements(dim_), worker);
+      if (visible(group, i).end == 0) finish_strip(group, i, worker);
     }
-    for (std::int64_t chunk = 0; chunk < plan_.chunks(group.sequence); ++chunk) {
-      worker.packed.fill(0);
-      for (std::int64_t i = 0; i < group.strips; ++i) attend_strip(group, i, chunk, worker);
-    }
+    std::int64_t first = plan_.keys(group.sequence), end = 0;  // slabs that some strip sees
     for (std::int64_t i = 0; i < group.strips; ++i) {
-      State& total = worker.totals[static_cast<std::size_t>(i)];
-      amx::unpack(total.out.data(), value_dim_, worker.rows.data());
-      finish(group.sequence, group.kv_head, (group.first + i) * strip_rows, strip_rows, total.lanes, worker);
+      if (visible(group, i).end > 0) first = std::min(first, visible(group, i).first);
+      end = std::max(end, visible(group, i).end);
+    }
+    for (std::int64_t chunk = first / chunk_slabs; chunk * chunk_slabs < end; ++chunk)
+      attend_chunk(group, chunk * chunk_slabs, std::min(end, (chunk + 1) * chunk_slabs), end, worker);
+  }
+
+  const Visibility::Strip& visible(const Group& group, std::int64_t index) const {
+    return plan_.visibility().strip(group.sequence, group.kv_head, group.first + index);
+  }
+
+  // Asks the memory for a strip's query rows.
+  void ask_for_queries(const Group& group, std::int64_t index) const {
+    const TensorView& q = tensors_.q;
+    const std::int64_t first = (group.first + index) * strip_rows,
+                       count = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first);
+    for (std::int64_t r = 0; r < count; ++r) {
+      const bfloat16* row = static_cast<const bfloat16*>(q.data) +
+                            plan_.query_of_row(group.sequence, first + r) * q.stride[0] +
+                            plan_.head_of_row(group.kv_head, first + r) * q.stride[1];
+      for (std::int64_t c = 0; c < dim_; c += 32) __builtin_prefetch(row + c, 0, 2);
+    }
+  }
+
+  void finish_strip(const Group& group, std::int64_t index, Worker& worker) {
+    State& total = worker.totals[static_cast<std::size_t>(index)];
+    if (total.empty) total.reset();
+    const std::int64_t first = (group.first + index) * strip_rows,
+                       count = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first);
+    std::array<float, strip_rows> scales, divisors, maxima, logarithms;
+    std::array<bfloat16*, strip_rows> rows;
+    scales.fill(1);
+    divisors.fill(1);
+    const TensorView& out = tensors_.out;
+    for (std::int64_t r = 0; r < count; ++r) {
+      const auto i = static_cast<std::size_t>(r);
+      const std::int64_t head = plan_.head_of_row(group.kv_head, first + r);
+      const Normaliser row = normaliser(plan_, tensors_, head, total.lanes.reference[r], total.lanes.sum[r]);
+      scales[i] = row.scale, divisors[i] = row.divisor, maxima[i] = row.maximum;
+      rows[i] = static_cast<bfloat16*>(out.data) +
+                plan_.query_of_row(group.sequence, first + r) * out.stride[0] + head * out.stride[1];
+    }
+    if (problem_.sinks) amx::rescale(scales.data(), value_dim_, total.out.data());
+    amx::store_quotients(total.out.data(), divisors.data(), count, value_dim_, rows.data());
+    simd::log(divisors.data(), logarithms.data(), count);
+    for (std::int64_t r = 0; r < count; ++r) {
+      const auto i = static_cast<std::size_t>(r);
+      store_lse(tensors_, plan_.query_of_row(group.sequence, first + r),
+                plan_.head_of_row(group.kv_head, first + r), maxima[i] + logarithms[i]);
     }
   }
 
@@ -167,19 +225,52 @@ class AmxForward {
     amx::pack_queries(rows.data(), count, dim_, out);
   }
 
-  // A slab of the chunk, packed at first use.
-  void pack(const Group& group, std::int64_t slab, Worker& worker) {
+  static bool is_packed(std::int64_t slab, const Worker& worker) {
+    return worker.packed[static_cast<std::size_t>(slab % chunk_slabs)] != 0;
+  }
+
+  // A slab of the chunk, packed at first use. `another`: so will be the one after it, soon.
+  void pack(const Group& group, std::int64_t slab, bool another, Worker& worker) {
+    if (is_packed(slab, worker)) return;
     auto& packed = worker.packed[static_cast<std::size_t>(slab % chunk_slabs)];
-    if (packed != 0) return;
     const KeyRows keys(plan_, tensors_.k, tensors_.k_scale, group.sequence, group.kv_head, false);
     const KeyRows values(plan_, tensors_.v, tensors_.v_scale, group.sequence, group.kv_head, true);
     const std::int64_t first = slab * slab_keys,
                        count = std::min(slab_keys, plan_.keys(group.sequence) - first);
+    const auto locate = another ? &KeyRows::locate : &KeyRows::rows;
+    worker.asked = std::max(worker.asked, slab + (another ? 2 : 1));
+    worker.packed_end = slab + 1;
     std::array<const bfloat16*, slab_keys> rows;
-    keys.locate(first, count, rows.data(), worker.gathered.data());
+    (keys.*locate)(first, count, rows.data(), worker.gathered.data());
     amx::pack_keys(rows.data(), count, dim_, keys_of(slab, worker));
-    values.locate(first, count, rows.data(), worker.gathered.data());
+    (values.*locate)(first, count, rows.data(), worker.gathered.data());
     packed = amx::pack_values(rows.data(), count, value_dim_, values_of(slab, worker)) ? 1 : 2;
+  }
+
+  // Asks the memory for some lines of the slabs that will be packed next. Not far ahead: rows at multiples of
+  // a power of two fall into few of a cache's sets.
+  void ask_ahead(const Group& group, std::int64_t end, Worker& worker) {
+    constexpr std::int64_t lines = 16, most_ahead = 2;
+    const std::int64_t last = std::min(end, worker.packed_end + most_ahead);
+    if (worker.prefetch.is_done() && worker.asked < last) {
+      worker.prefetch.clear();
+      add_rows(KeyRows(plan_, tensors_.k, tensors_.k_scale, group.sequence, group.kv_head, false),
+               worker.asked, worker.prefetch);
+      add_rows(KeyRows(plan_, tensors_.v, tensors_.v_scale, group.sequence, group.kv_head, true),
+               worker.asked, worker.prefetch);
+      ++worker.asked;
+    }
+    worker.prefetch.ask(lines);
+  }
+  void add_rows(const KeyRows& of, std::int64_t slab, amx::Prefetch& prefetch) const {
+    std::array<const std::byte*, slab_keys> rows;
+    const std::int64_t count = std::min(slab_keys, of.keys() - slab * slab_keys);
+    of.addresses(slab * slab_keys, count, rows.data());
+    for (std::int64_t i = 0; i < count; ++i) prefetch.add(rows[static_cast<std::size_t>(i)], of.row_bytes());
+  }
+
+  const bfloat16* queries_of(std::int64_t strip, const Worker& worker) const {
+    return worker.queries.data() + strip * amx::block_elements(dim_);
   }
   bfloat16* keys_of(std::int64_t slab, Worker& worker) const {
     return worker.keys.data() + slab % chunk_slabs * amx::block_elements(dim_);
@@ -188,72 +279,93 @@ class AmxForward {
     return worker.values.data() + slab % chunk_slabs * amx::block_elements(value_dim_);
   }
 
-  void attend_strip(const Group& group, std::int64_t index, std::int64_t chunk, Worker& worker) {
-    const Visibility::Strip& visible =
-        plan_.visibility().strip(group.sequence, group.kv_head, group.first + index);
-    std::array<std::int64_t, chunk_slabs> slabs;
-    std::int64_t count = 0;
-    const std::int64_t end =
-        std::min(static_cast<std::int64_t>(visible.slabs.size()), (chunk + 1) * chunk_slabs);
-    for (std::int64_t slab = chunk * chunk_slabs; slab < end; ++slab)
-      if (visible.slabs[static_cast<std::size_t>(slab)] != Visibility::empty)
-        slabs[static_cast<std::size_t>(count++)] = slab;
-    if (count == 0) return;
-    for (std::int64_t i = 0; i < count; ++i) pack(group, slabs[static_cast<std::size_t>(i)], worker);
-
-    State& total = worker.totals[static_cast<std::size_t>(index)];
-    amx::clear(worker.chunk.lanes);
-    const bfloat16* queries = worker.queries.data() + index * amx::block_elements(dim_);
-    const std::int64_t first_row = (group.first + index) * strip_rows;
-    const std::int64_t rows = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first_row);
-    Waiting waiting;
-    amx::scores(keys_of(slabs[0], worker), queries, dim_, worker.scores[0].data());
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t slab = slabs[static_cast<std::size_t>(i)];
-      const std::int32_t seen = visible.slabs[static_cast<std::size_t>(slab)];
-      const std::uint32_t* words = seen == Visibility::full ? nullptr : visible.words.data() + seen;
-      float* scores = worker.scores[i % 2].data();
-      worker.programs.apply({group.sequence, group.kv_head, first_row, rows, slab}, scores, nullptr);
-      if (words != nullptr) amx::hide(words, scores);
-      raise(scores, worker.chunk, waiting, worker);
-      bfloat16* p = worker.p.data() + waiting.count * slab_keys * strip_rows;
-      amx::softmax(scores, plan_.log2_factor(), worker.chunk.lanes, p,
-                   i + 1 < count ? keys_of(slabs[static_cast<std::size_t>(i + 1)], worker) : nullptr, queries,
-                   dim_, worker.scores[(i + 1) % 2].data());
-      if (words != nullptr && worker.packed[static_cast<std::size_t>(slab % chunk_slabs)] == 2) {
-        add_visible_values(words, values_of(slab, worker), p, waiting, worker);
-      } else {
-        waiting.values[static_cast<std::size_t>(waiting.count++)] = values_of(slab, worker);
-      }
+  // All strips against slabs [first, last) of one chunk. While the exponentials of a strip and slab are
+  // computed, the tile unit computes the scores of the next, be it of the same strip or not.
+  void attend_chunk(const Group& group, std::int64_t first, std::int64_t last, std::int64_t end,
+                    Worker& worker) {
+    worker.packed.fill(0);
+    worker.steps.clear();
+    for (std::int64_t i = 0; i < group.strips; ++i) {
+      const Visibility::Strip& strip = visible(group, i);
+      for (std::int64_t slab = std::max(first, strip.first); slab < std::min(last, strip.end); ++slab)
+        if (strip.slabs[static_cast<std::size_t>(slab)] != Visibility::empty)
+          worker.steps.push_back({i, slab});
     }
-    add_values(waiting, worker);
-    amx::merge(worker.chunk.lanes, worker.chunk.out.data(), plan_.log2_factor(), value_dim_, total.lanes,
-               total.out.data());
+    Waiting waiting;
+    for (std::size_t n = 0; n < worker.steps.size(); ++n) {
+      const Step& step = worker.steps[n];
+      const Step* next = n + 1 < worker.steps.size() ? &worker.steps[n + 1] : nullptr;
+      State& total = worker.totals[static_cast<std::size_t>(step.strip)];
+      State& state = total.empty ? total : worker.chunk;  // the first chunk is its own total
+      if (n == 0) {
+        pack(group, step.slab, true, worker);
+        amx::scores(keys_of(step.slab, worker), queries_of(step.strip, worker), dim_,
+                    worker.scores[0].data());
+      }
+      if (n == 0 || worker.steps[n - 1].strip != step.strip) {
+        amx::clear(state.lanes);
+        waiting = {};
+      }
+      if (next != nullptr)
+        pack(group, next->slab, n + 2 < worker.steps.size() && !is_packed(worker.steps[n + 2].slab, worker),
+             worker);
+      ask_ahead(group, end, worker);
+      attend_slab(group, step, next, worker.scores[n % 2].data(), worker.scores[(n + 1) % 2].data(), state,
+                  waiting, worker);
+      if (next != nullptr && next->strip == step.strip) continue;
+      add_values(state, waiting, worker);
+      if (!total.empty)
+        amx::merge(state.lanes, state.out.data(), plan_.log2_factor(), value_dim_, total.lanes,
+                   total.out.data());
+      total.empty = false;
+      if (visible(group, step.strip).end <= last) finish_strip(group, step.strip, worker);
+    }
+  }
+
+  // One strip and slab whose scores are there; meanwhile the scores of the next, if there is one.
+  void attend_slab(const Group& group, const Step& step, const Step* next, float* scores, float* next_scores,
+                   State& state, Waiting& waiting, Worker& worker) {
+    const Visibility::Strip& strip = visible(group, step.strip);
+    const std::int32_t seen = strip.slabs[static_cast<std::size_t>(step.slab)];
+    const std::uint32_t* words = seen == Visibility::full ? nullptr : strip.words.data() + seen;
+    const std::int64_t first_row = (group.first + step.strip) * strip_rows;
+    const std::int64_t rows = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first_row);
+    worker.programs.apply({group.sequence, group.kv_head, first_row, rows, step.slab}, scores, nullptr);
+    if (words != nullptr) amx::hide(words, scores);
+    raise(scores, state, waiting, worker);
+    bfloat16* p = worker.p.data() + waiting.count * slab_keys * strip_rows;
+    amx::softmax(scores, plan_.log2_factor(), state.lanes, p,
+                 next != nullptr ? keys_of(next->slab, worker) : nullptr,
+                 next != nullptr ? queries_of(next->strip, worker) : nullptr, dim_, next_scores);
+    if (words != nullptr && worker.packed[static_cast<std::size_t>(step.slab % chunk_slabs)] == 2)
+      add_visible_values(words, values_of(step.slab, worker), p, state, waiting, worker);
+    else
+      waiting.values[static_cast<std::size_t>(waiting.count++)] = values_of(step.slab, worker);
   }
 
   void raise(const float* scores, State& state, Waiting& waiting, Worker& worker) {
     alignas(64) float scales[strip_rows];
     if (!amx::raise(scores, plan_.log2_factor(), raise_above_, state.lanes, scales)) return;
-    add_values(waiting, worker);
+    add_values(state, waiting, worker);
     if (!is_mutant(plan_.mutant(), Mutant::skip_rescale)) amx::rescale(scales, value_dim_, state.out.data());
   }
 
-  void add_values(Waiting& waiting, Worker& worker) {
+  void add_values(State& state, Waiting& waiting, Worker& worker) {
     if (waiting.count == 0) return;
-    amx::add_values(waiting.values.data(), waiting.count, worker.p.data(), value_dim_,
-                    worker.chunk.out.data(), waiting.started);
+    amx::add_values(waiting.values.data(), waiting.count, worker.p.data(), value_dim_, state.out.data(),
+                    waiting.started);
     waiting.started = true;
     waiting.count = 0;
   }
 
   // The slab whose probabilities come next in worker.p must not be multiplied with the others.
-  void add_visible_values(const std::uint32_t* words, const bfloat16* values, const bfloat16* p,
+  void add_visible_values(const std::uint32_t* words, const bfloat16* values, const bfloat16* p, State& state,
                           Waiting& waiting, Worker& worker) {
     const AlignedVector<bfloat16> slab_p(p, p + slab_keys * strip_rows);
-    add_values(waiting, worker);
-    if (!waiting.started) std::fill(worker.chunk.out.begin(), worker.chunk.out.end(), 0.0f);
+    add_values(state, waiting, worker);
+    if (!waiting.started) std::fill(state.out.begin(), state.out.end(), 0.0f);
     waiting.started = true;
-    amx::add_visible_values(words, values, slab_p.data(), value_dim_, worker.chunk.out.data());
+    amx::add_visible_values(words, values, slab_p.data(), value_dim_, state.out.data());
   }
 
   // ---- few rows
@@ -276,13 +388,17 @@ class AmxForward {
     if (plan_.threads() == 1 || sequences.size() >= enough) {
       parallel_for(static_cast<std::int64_t>(sequences.size()), plan_.threads(),
                    [&](std::int64_t i, int worker) {
-                     const simd::DotScope scope(simd::DotLevel::amx);
                      const int sequence = sequences[static_cast<std::size_t>(i)];
+                     const simd::DotScope scope = few_scope(sequence);
                      run_sequence({sequence, 0, problem_.kv_heads, 0, plan_.chunks(sequence)}, at(worker));
                    });
       return;
     }
     run_chunks(sequences, enough);
+  }
+
+  simd::DotScope few_scope(int sequence) const {
+    return simd::DotScope(simd::DotLevel::amx, static_cast<int>(plan_.sequence_rows(sequence)));
   }
 
   // Chunks one after the other, merged at once.
@@ -321,8 +437,8 @@ class AmxForward {
     }
     std::vector<State> all(states, State(amx::group_rows * amx::padded(value_dim_)));
     parallel_for(static_cast<std::int64_t>(tasks.size()), plan_.threads(), [&](std::int64_t i, int worker) {
-      const simd::DotScope scope(simd::DotLevel::amx);
       const Few& task = tasks[static_cast<std::size_t>(i)];
+      const simd::DotScope scope = few_scope(task.sequence);
       attend_few(task, task.first_chunk, all.data() + task.state, at(worker));
     });
     parallel_for(static_cast<std::int64_t>(sequences.size()), plan_.threads(),
@@ -369,62 +485,112 @@ class AmxForward {
     const std::int64_t first = chunk * chunk_slabs, last = std::min(slabs, first + chunk_slabs);
     const bool by_head = problem_.mask.program().uses(Program::Op::h);
     if (!by_head) worker.visibility.compute(sequence, few.first_head, 0, first, last, worker.visible);
-    for (std::int64_t slab = first; slab < last; slab += 2)
-      for (int h = 0; h < few.heads; ++h) {
-        std::int64_t offset = slab - first;
-        if (by_head) {
-          worker.visibility.compute(sequence, few.first_head + h, 0, slab, std::min(slab + 2, last),
-                                    worker.visible);
-          offset = 0;
+    const auto is_hidden = [&](std::int64_t slab) {
+      return !by_head && slab < last && all_empty(worker.visible.slabs.data() + slab - first, last - slab);
+    };
+    const std::int64_t end = std::min(plan_.keys(sequence), (few.first_chunk + few.chunks) * chunk_keys);
+    amx::Prefetch& prefetch = worker.prefetch;
+    const auto add_ahead = [&](std::int64_t slab) {
+      prefetch.clear();
+      if (!is_hidden(slab)) add_rows(few, heads[0], slab * slab_keys, end, prefetch);
+    };
+    if (chunk == few.first_chunk) add_ahead(first), prefetch.ask_rest();
+    for (std::int64_t slab = first; slab < last; slab += 2) {
+      add_ahead(slab + 2);
+      if (!is_hidden(slab)) {
+        // A head's scores, packing, softmax and values have about so many steps.
+        const std::int64_t steps = 4 * dim_ / 32 + 2 * slab_keys + value_dim_ / 16;
+        prefetch.spread(few.heads * steps);
+        const Two two = locate(heads[0], slab, std::min<std::int64_t>(2, last - slab));
+        for (int h = 0; h < few.heads; ++h) {
+          if (by_head)
+            worker.visibility.compute(sequence, few.first_head + h, 0, slab, slab + two.slabs,
+                                      worker.visible);
+          const std::int32_t* seen = worker.visible.slabs.data() + (by_head ? 0 : slab - first);
+          if (!all_empty(seen, two.slabs))
+            attend_two(few, h, two, seen, heads[static_cast<std::size_t>(h)], states[h], worker);
         }
-        const bool last_head = h + 1 == few.heads;
-        const Head* next =
-            last_head && slab + 2 >= last ? nullptr : &heads[static_cast<std::size_t>(last_head ? 0 : h + 1)];
-        attend_two(few, h, slab, std::min<std::int64_t>(2, last - slab), offset,
-                   heads[static_cast<std::size_t>(h)], next, last_head ? slab + 2 : slab, states[h], worker);
       }
+      prefetch.ask_rest();
+    }
+  }
+
+  // Whether the mask hides the next two of `slabs`.
+  static bool all_empty(const std::int32_t* slabs, std::int64_t left) {
+    return std::all_of(slabs, slabs + std::min<std::int64_t>(2, left),
+                       [](std::int32_t slab) { return slab == Visibility::empty; });
+  }
+
+  // Two slabs of keys before `end`, of all heads, in the order in which a page holds them: the processor then
+  // sees a stream and runs ahead of it.
+  void add_rows(const Few& few, const Head& head, std::int64_t first, std::int64_t end,
+                amx::Prefetch& prefetch) const {
+    const std::int64_t count = std::min(2 * slab_keys, end - first);
+    std::array<const std::byte*, 2 * slab_keys> rows;
+    for (const KeyRows* of : {&head.keys, &head.values}) {
+      of->addresses(first, count, rows.data());
+      const bool together = of->head_bytes() == of->row_bytes();
+      for (std::int64_t i = 0; i < count; ++i)
+        for (int h = 0; h < few.heads; h += together ? few.heads : 1)
+          prefetch.add(rows[static_cast<std::size_t>(i)] + h * of->head_bytes(),
+                       of->row_bytes() * (together ? few.heads : 1));
+    }
+  }
+
+  // One or two slabs: where the rows of a task's first head lie, and how far apart those of a tile are (0:
+  // not evenly).
+  struct Two {
+    std::int64_t slab, slabs, first, count;
+    std::array<const std::byte*, 2 * slab_keys> keys, values;
+    std::array<std::int64_t, 4> strides{};
+  };
+  Two locate(const Head& head, std::int64_t slab, std::int64_t slabs) const {
+    Two two;
+    two.slab = slab, two.slabs = slabs, two.first = slab * slab_keys;
+    two.count = std::min(slabs * slab_keys, head.keys.keys() - two.first);
+    head.keys.addresses(two.first, two.count, two.keys.data());
+    head.values.addresses(two.first, two.count, two.values.data());
+    for (std::int64_t t = 0; (t + 1) * 16 <= two.count && dim_ % 32 == 0; ++t) {
+      const std::byte* const* rows = two.keys.data() + t * 16;
+      bool even = true;
+      for (int i = 2; i < 16; ++i) even &= rows[i] - rows[i - 1] == rows[1] - rows[0];
+      if (even) two.strides[static_cast<std::size_t>(t)] = rows[1] - rows[0];
+    }
+    return two;
+  }
+  // Rows of the h-th head of a task, gathered where they do not lie in the tensor.
+  static void find_rows(const KeyRows& of, const Two& two, const std::byte* const* first_head, int h,
+                        const bfloat16** rows, bfloat16* gathered) {
+    if (!of.is_direct()) return of.rows(two.first, two.count, rows, gathered);
+    for (std::int64_t i = 0; i < two.count; ++i)
+      rows[i] = reinterpret_cast<const bfloat16*>(first_head[i] + h * of.head_bytes());
   }
 
   // One or two slabs under one KV head.
-  void attend_two(const Few& few, int h, std::int64_t slab, std::int64_t slabs, std::int64_t offset,
-                  const Head& head, const Head* next, std::int64_t next_slab, State& state, Worker& worker) {
-    const std::int32_t* seen = worker.visible.slabs.data() + offset;
-    if (std::all_of(seen, seen + slabs, [](std::int32_t s) { return s == Visibility::empty; })) return;
-    const std::int64_t first = slab * slab_keys,
-                       count = std::min(slabs * slab_keys, plan_.keys(few.sequence) - first);
+  void attend_two(const Few& few, int h, const Two& two, const std::int32_t* seen, const Head& head,
+                  State& state, Worker& worker) {
     std::array<const bfloat16*, 2 * slab_keys> rows;
-    std::array<const std::byte*, 4 * slab_keys> ahead;
-    amx::Prefetch prefetch;
-    if (next != nullptr) {
-      const std::int64_t next_first = next_slab * slab_keys;
-      prefetch.count = std::min(2 * slab_keys, plan_.keys(few.sequence) - next_first);
-      next->keys.addresses(next_first, prefetch.count, ahead.data());
-      next->values.addresses(next_first, prefetch.count, ahead.data() + 2 * slab_keys);
-      prefetch.keys = ahead.data();
-      prefetch.values = ahead.data() + 2 * slab_keys;
-      prefetch.key_bytes = next->keys.row_bytes();
-      prefetch.value_bytes = next->values.row_bytes();
-    }
+    amx::Prefetch& prefetch = worker.prefetch;
     std::array<amx::KeyTile, 4> tiles;
-    head.keys.rows(first, count, rows.data(), worker.gathered.data());
-    locate_tiles(rows.data(), count, tiles, worker);
-    const bfloat16* queries = worker.queries.data() + h * amx::block_elements(dim_);
-    amx::scores_of_few(tiles.data(), (count + 15) / 16, queries, dim_, worker.scores[0].data());
-    head.values.rows(first, count, rows.data(), worker.gathered.data());
+    find_rows(head.keys, two, two.keys.data(), h, rows.data(), worker.gathered.data());
+    locate_tiles(rows.data(), two, head.keys.is_direct(), tiles, worker);
+    amx::scores_of_few(tiles.data(), (two.count + 15) / 16, queries_of(h, worker), dim_,
+                       worker.scores[0].data(), prefetch);
+    find_rows(head.values, two, two.values.data(), h, rows.data(), worker.gathered.data());
     std::array<bool, 2> finite{};
-    for (std::int64_t s = 0; s < slabs; ++s)
+    for (std::int64_t s = 0; s < two.slabs; ++s)
       finite[static_cast<std::size_t>(s)] = amx::pack_value_pairs(
-          rows.data() + s * slab_keys, std::min(slab_keys, count - s * slab_keys), value_dim_,
-          worker.values.data() + s * amx::block_elements(value_dim_), prefetch.part(s * slab_keys));
+          rows.data() + s * slab_keys, std::min(slab_keys, two.count - s * slab_keys), value_dim_,
+          worker.values.data() + s * amx::block_elements(value_dim_), seen[s] != Visibility::full, prefetch);
     Waiting waiting;
     waiting.started = true;  // states start as zeros
-    for (std::int64_t s = 0; s < slabs; ++s) {
+    for (std::int64_t s = 0; s < two.slabs; ++s) {
       if (seen[s] == Visibility::empty) continue;
       float* scores = worker.scores[0].data() + s * slab_keys * amx::group_rows;
       const std::uint32_t* words =
           seen[s] == Visibility::full ? nullptr : worker.visible.words.data() + seen[s];
       worker.programs.apply(
-          {few.sequence, few.first_head + h, 0, plan_.sequence_rows(few.sequence), slab + s}, scores,
+          {few.sequence, few.first_head + h, 0, plan_.sequence_rows(few.sequence), two.slab + s}, scores,
           nullptr);
       if (words != nullptr) amx::hide_from_few(words, scores);
       alignas(64) float scales[amx::group_rows];
@@ -434,7 +600,7 @@ class AmxForward {
           amx::rescale_few(scales, value_dim_, state.out.data());
       }
       bfloat16* p = worker.p.data() + waiting.count * amx::tile_elements;
-      amx::softmax_of_few(scores, plan_.log2_factor(), state.lanes, p, prefetch.part(s * slab_keys));
+      amx::softmax_of_few(scores, plan_.log2_factor(), state.lanes, p, prefetch);
       const bfloat16* values = worker.values.data() + s * amx::block_elements(value_dim_);
       if (words != nullptr && !finite[static_cast<std::size_t>(s)]) {
         const AlignedVector<bfloat16> slab_p(p, p + amx::tile_elements);
@@ -448,28 +614,25 @@ class AmxForward {
   }
 
   // Tiles of 16 keys: where they lie if that is how the tile unit can load them, else packed.
-  void locate_tiles(const bfloat16* const* rows, std::int64_t count, std::array<amx::KeyTile, 4>& tiles,
-                    Worker& worker) const {
-    for (std::int64_t t = 0; t * 16 < count; ++t) {
-      const bfloat16* const* tile = rows + t * 16;
-      const std::int64_t here = std::min<std::int64_t>(16, count - t * 16);
-      const std::int64_t stride = here > 1 ? tile[1] - tile[0] : 0;
-      bool regular = here == 16 && dim_ % 32 == 0;
-      for (std::int64_t i = 2; i < here; ++i) regular = regular && tile[i] - tile[i - 1] == stride;
-      if (regular) {
-        tiles[static_cast<std::size_t>(t)] = {tile[0], stride, 32};
+  void locate_tiles(const bfloat16* const* rows, const Two& two, bool direct,
+                    std::array<amx::KeyTile, 4>& tiles, Worker& worker) const {
+    for (std::int64_t t = 0; t * 16 < two.count; ++t) {
+      auto& tile = tiles[static_cast<std::size_t>(t)];
+      const std::int64_t stride = two.strides[static_cast<std::size_t>(t)];
+      if (direct && stride != 0) {
+        tile = {rows[t * 16], stride / static_cast<std::int64_t>(sizeof(bfloat16)), 32};
         continue;
       }
       bfloat16* packed = worker.keys.data() + t * 16 * amx::padded(dim_);
-      amx::pack_key_tile(tile, here, dim_, packed);
-      tiles[static_cast<std::size_t>(t)] = {packed, 32, amx::tile_elements};
+      amx::pack_key_tile(rows + t * 16, std::min<std::int64_t>(16, two.count - t * 16), dim_, packed);
+      tile = {packed, 32, amx::tile_elements};
     }
   }
 
   void add_values_of_few(Waiting& waiting, State& state, Worker& worker) {
     if (waiting.count > 0)
       amx::add_values_to_few(waiting.values.data(), waiting.count, worker.p.data(), value_dim_,
-                             state.out.data());
+                             state.out.data(), worker.prefetch);
     waiting.count = 0;
   }
 
@@ -483,22 +646,9 @@ class AmxForward {
     for (std::int64_t c = 0; c < dim; c += 16)
       for (std::int64_t r = 0; r < amx::group_rows; ++r)
         std::copy_n(total.out.data() + c / 16 * 256 + r * 16, 16, worker.rows.data() + r * dim + c);
-    finish(sequence, kv_head, 0, amx::group_rows, total.lanes, worker);
-  }
-
-  // ---- both
-
-  // One rounding: out and lse of rows [first, first + most) that the sequence has; worker.rows holds their
-  // sums.
-  void finish(int sequence, int kv_head, std::int64_t first, std::int64_t most, const amx::Lanes& lanes,
-              Worker& worker) {
-    const std::int64_t rows = std::min(most, plan_.sequence_rows(sequence) - first);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const RowState state{lanes.reference[r], lanes.sum[r],
-                           worker.rows.data() + r * amx::padded(value_dim_)};
-      finish_row(plan_, tensors_, plan_.query_of_row(sequence, first + r),
-                 plan_.head_of_row(kv_head, first + r), state);
-    }
+    for (std::int64_t r = 0; r < plan_.sequence_rows(sequence); ++r)
+      finish_row(plan_, tensors_, plan_.query_of_row(sequence, r), plan_.head_of_row(kv_head, r),
+                 {total.lanes.reference[r], total.lanes.sum[r], worker.rows.data() + r * dim});
   }
 
   const TiledPlan& plan_;

@@ -55,13 +55,14 @@ void add_visible_values_to_few(const std::uint32_t* visible, const bfloat16* val
                                std::int64_t dim, float* out) {
   AlignedVector<float> all(static_cast<std::size_t>(32 * padded(dim)));
   std::copy_n(out, group_rows * padded(dim), all.data());
+  Prefetch none;
   one_by_one(
       group_rows, values, dim, all.data(),
       [&](std::int64_t row, std::int64_t c, AlignedVector<bfloat16>& shown) {
         for (std::int64_t k = 0; k < slab_keys; ++k)
           if (!sees(visible, row, k)) shown[in_pairs(k, c)] = {0};
       },
-      [&](const bfloat16* shown, float* sums) { add_values_to_few(&shown, 1, p, dim, sums); },
+      [&](const bfloat16* shown, float* sums) { add_values_to_few(&shown, 1, p, dim, sums, none); },
       [](std::int64_t row, std::int64_t c) { return c / 16 * 256 + row * 16 + c % 16; });
   std::copy_n(all.data(), group_rows * padded(dim), out);
 }

@@ -151,10 +151,6 @@ CHORALE_AMX_INLINE bool raise_groups(const float* scores, float factor, float ab
   return any;
 }
 
-CHORALE_AMX_INLINE void ask_for(const std::byte* row, std::int64_t bytes) {
-  for (std::int64_t offset = 0; offset < bytes; offset += 64) _mm_prefetch(row + offset, _MM_HINT_T1);
-}
-
 // Merges lanes of one group; keep and take are what the two outs are multiplied by.
 CHORALE_AMX_INLINE void merge_group(const Lanes& later, std::int64_t g, float factor, Lanes& total,
                                     __m512& keep, __m512& take) {
@@ -307,6 +303,27 @@ CHORALE_AMX void unpack(const float* out, std::int64_t dim, float* rows) {
     }
 }
 
+CHORALE_AMX void store_quotients(const float* out, const float* divisors, std::int64_t count,
+                                 std::int64_t dim, bfloat16* const* rows) {
+  for (std::int64_t column = 0; column < dim; column += 32, out += 1024) {
+    const __mmask32 columns = dim - column >= 32 ? ~0u : (1u << (dim - column)) - 1;
+    for (std::int64_t g = 0; g < 2; ++g) {
+      const __m512 divisor = _mm512_loadu_ps(divisors + g * group_rows);
+      __m512i halves[2][16];
+      for (std::int64_t half = 0; half < 2; ++half) {
+        const float* tile = out + half * 512 + g * 256;
+        for (std::int64_t r = 0; r < 16; ++r)
+          halves[half][r] = (__m512i)_mm512_add_ps(_mm512_div_ps(_mm512_load_ps(tile + r * 16), divisor),
+                                                   _mm512_setzero_ps());
+        transpose(halves[half]);
+      }
+      for (std::int64_t r = 0; r < 16 && g * group_rows + r < count; ++r)
+        _mm512_mask_storeu_epi16(rows[g * group_rows + r] + column, columns,
+                                 rounded_exactly(halves[0][r], halves[1][r]));
+    }
+  }
+}
+
 CHORALE_AMX void pack_key_tile(const bfloat16* const* rows, std::int64_t count, std::int64_t dim,
                                bfloat16* out) {
   for (std::int64_t column = 0; column < dim; column += 32)
@@ -314,18 +331,19 @@ CHORALE_AMX void pack_key_tile(const bfloat16* const* rows, std::int64_t count, 
       _mm512_store_si512(out, load_row(rows, r, count, column, dim));
 }
 
-CHORALE_AMX bool pack_value_pairs(const bfloat16* const* rows, std::int64_t count, std::int64_t dim,
-                                  bfloat16* out, const Prefetch& prefetch) {
+template <bool Check>
+CHORALE_AMX_INLINE bool pack_pairs(const bfloat16* const* rows, std::int64_t count, std::int64_t dim,
+                                   bfloat16* out, Prefetch& prefetch) {
   const __m512i magnitude = _mm512_set1_epi16(0x7fff), infinity = _mm512_set1_epi16(0x7f80);
   __mmask32 broken = 0;
   for (std::int64_t pair = 0; pair < 16; ++pair) {
-    for (std::int64_t i = 2 * pair; i < 2 * pair + 2 && i < prefetch.count; ++i)
-      ask_for(prefetch.values[i], prefetch.value_bytes);
+    prefetch.step();
     for (std::int64_t column = 0; column < dim; column += 32) {
       const __m512i a = load_row(rows, 2 * pair, count, column, dim),
                     b = load_row(rows, 2 * pair + 1, count, column, dim);
-      broken |= _mm512_cmpge_epu16_mask(_mm512_and_si512(a, magnitude), infinity) |
-                _mm512_cmpge_epu16_mask(_mm512_and_si512(b, magnitude), infinity);
+      if constexpr (Check)
+        broken |= _mm512_cmpge_epu16_mask(_mm512_and_si512(a, magnitude), infinity) |
+                  _mm512_cmpge_epu16_mask(_mm512_and_si512(b, magnitude), infinity);
       __m512i low, high;
       interleave(a, b, low, high);
       bfloat16* to = out + column / 16 * tile_elements + pair * 32;
@@ -336,8 +354,14 @@ CHORALE_AMX bool pack_value_pairs(const bfloat16* const* rows, std::int64_t coun
   return broken == 0;
 }
 
+CHORALE_AMX bool pack_value_pairs(const bfloat16* const* rows, std::int64_t count, std::int64_t dim,
+                                  bfloat16* out, bool check, Prefetch& prefetch) {
+  return check ? pack_pairs<true>(rows, count, dim, out, prefetch)
+               : pack_pairs<false>(rows, count, dim, out, prefetch);
+}
+
 CHORALE_AMX void scores_of_few(const KeyTile* tiles, std::int64_t count, const bfloat16* queries,
-                               std::int64_t dim, float* out) {
+                               std::int64_t dim, float* out, Prefetch& prefetch) {
   // Where there are fewer than four tiles the last is computed again, and not stored.
   const KeyTile t0 = tiles[0], t1 = tiles[count > 1 ? 1 : 0], t2 = tiles[count > 2 ? 2 : 0],
                 t3 = tiles[count > 3 ? 3 : 0];
@@ -349,12 +373,16 @@ CHORALE_AMX void scores_of_few(const KeyTile* tiles, std::int64_t count, const b
     _tile_loadd(4, queries + s * 2 * tile_elements, 64);
     _tile_loadd(5, t0.rows + s * t0.step, t0.stride * 2);
     _tile_dpbf16ps(0, 5, 4);
-    _tile_loadd(6, t1.rows + s * t1.step, t1.stride * 2);
-    _tile_dpbf16ps(1, 6, 4);
-    _tile_loadd(7, t2.rows + s * t2.step, t2.stride * 2);
-    _tile_dpbf16ps(2, 7, 4);
+    prefetch.step();
+    _tile_loadd(5, t1.rows + s * t1.step, t1.stride * 2);
+    _tile_dpbf16ps(1, 5, 4);
+    prefetch.step();
+    _tile_loadd(5, t2.rows + s * t2.step, t2.stride * 2);
+    _tile_dpbf16ps(2, 5, 4);
+    prefetch.step();
     _tile_loadd(5, t3.rows + s * t3.step, t3.stride * 2);
     _tile_dpbf16ps(3, 5, 4);
+    prefetch.step();
   }
   _tile_stored(0, out, 64);
   if (count > 1) _tile_stored(1, out + 256, 64);
@@ -376,11 +404,10 @@ CHORALE_AMX void rescale_few(const float* scales, std::int64_t dim, float* out) 
 }
 
 CHORALE_AMX void softmax_of_few(const float* scores, float factor, Lanes& lanes, bfloat16* p,
-                                const Prefetch& prefetch) {
+                                Prefetch& prefetch) {
   SlabSoftmax<1> slab(scores, factor, lanes, p);
   for (std::int64_t k = 0; k < slab_keys; k += 2) {
-    for (std::int64_t i = k; i < k + 2 && i < prefetch.count; ++i)
-      ask_for(prefetch.keys[i], prefetch.key_bytes);
+    prefetch.step();
     slab.step();
   }
   slab.finish(lanes);
@@ -391,20 +418,16 @@ CHORALE_AMX void softmax_of_few(const float* scores, float factor, Lanes& lanes,
 }
 
 CHORALE_AMX void add_values_to_few(const bfloat16* const* values, std::int64_t slabs, const bfloat16* p,
-                                   std::int64_t dim, float* out) {
-  for (std::int64_t i = 0; i < padded(dim) / 16; i += 2, out += 512) {
-    _tile_loadd(0, out, 64);
-    _tile_loadd(1, out + 256, 64);
+                                   std::int64_t dim, float* out, Prefetch& prefetch) {
+  for (std::int64_t i = 0; i < padded(dim) / 16; ++i, out += 256) {
+    prefetch.step();
+    _tile_loadd(6, out, 64);
     for (std::int64_t s = 0; s < slabs; ++s) {
-      const bfloat16* right = values[s] + i * tile_elements;
-      _tile_loadd(4, p + s * tile_elements, 64);
-      _tile_loadd(6, right, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, right + tile_elements, 64);
-      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(7, p + s * tile_elements, 64);
+      _tile_loadd(5, values[s] + i * tile_elements, 64);
+      _tile_dpbf16ps(6, 7, 5);
     }
-    _tile_stored(0, out, 64);
-    _tile_stored(1, out + 256, 64);
+    _tile_stored(6, out, 64);
   }
 }
 

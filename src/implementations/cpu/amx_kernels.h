@@ -20,6 +20,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "chorale/tensor.h"
 #include "implementations/cpu/mutants.h"
@@ -68,6 +69,9 @@ void merge(const Lanes& later, const float* later_out, float factor, std::int64_
            float* total_out);
 // rows[strip_rows][padded(dim)] from out.
 void unpack(const float* out, std::int64_t dim, float* rows);
+// rows[i][dim] = out / divisors[strip_rows], rounded once, for `count` rows; with one zero, +0.
+void store_quotients(const float* out, const float* divisors, std::int64_t count, std::int64_t dim,
+                     bfloat16* const* rows);
 
 // The same for up to 16 rows, where keys are not packed and values are paired as they lie:
 //     scores   [32 keys][16]
@@ -75,31 +79,64 @@ void unpack(const float* out, std::int64_t dim, float* rows);
 //     p                                   left     rows: 16 query rows
 //     out      [dim / 16][16 rows][16]    float32
 // The same products in the same order, and so the same bits: a tile product rounds an element by its row and
-// column alone, whichever side they are on (tests/simd/dot_tiles_test.cpp).
+// column alone, whichever side they are on (tests/simd/dot_tiles_test.cpp). Tiles of p and out are registers
+// 6 and 7, of no more rows than the scope says there are: out beyond them is not touched.
 struct KeyTile {
   const bfloat16* rows;       // of 16 keys
   std::int64_t stride, step;  // elements from one key to the next, and from 32 dimensions to the next
 };
-// Rows to ask the memory for while computing: key_bytes and value_bytes at each of `count` addresses.
-struct Prefetch {
-  const std::byte *const *keys = nullptr, *const *values = nullptr;
-  std::int64_t count = 0, key_bytes = 0, value_bytes = 0;
-  Prefetch part(std::int64_t first) const {
-    return {keys + first, values + first, count > first ? count - first : 0, key_bytes, value_bytes};
+// Memory to ask for while computing, some lines at each step, so that memory and arithmetic go on together.
+class Prefetch {
+ public:
+  void clear() { ranges_.clear(), range_ = 0, at_ = end_ = nullptr, bytes_ = 0, lines_ = 0; }
+  void add(const void* start, std::int64_t bytes) {
+    const auto* first = static_cast<const std::byte*>(start);
+    const std::byte* end = first + bytes;
+    first -= reinterpret_cast<std::uintptr_t>(first) % line;
+    bytes_ += end - first;
+    if (!ranges_.empty() && ranges_.back().first < first && first <= ranges_.back().end)
+      ranges_.back().end = end;
+    else
+      ranges_.push_back({first, end});
   }
+  // What was added is asked for in `steps` steps.
+  void spread(std::int64_t steps) { lines_ = bytes_ / line / steps + 1; }
+  void step() { ask(lines_); }
+  void ask_rest() { ask(bytes_); }
+  void ask(std::int64_t lines) {
+    for (; lines > 0; --lines, at_ += line) {
+      if (at_ >= end_) {
+        if (range_ == ranges_.size()) return;
+        at_ = ranges_[range_].first, end_ = ranges_[range_++].end;
+      }
+      __builtin_prefetch(at_, 0, 2);
+    }
+  }
+  bool is_done() const { return at_ >= end_ && range_ == ranges_.size(); }
+
+ private:
+  static constexpr std::int64_t line = 64;
+  struct Range {
+    const std::byte *first, *end;
+  };
+  std::vector<Range> ranges_;
+  std::size_t range_ = 0;
+  const std::byte *at_ = nullptr, *end_ = nullptr;
+  std::int64_t bytes_ = 0, lines_ = 0;
 };
 void pack_key_tile(const bfloat16* const* rows, std::int64_t count, std::int64_t dim, bfloat16* out);
+// Whether all values are finite, or true if `check` is false.
 bool pack_value_pairs(const bfloat16* const* rows, std::int64_t count, std::int64_t dim, bfloat16* out,
-                      const Prefetch& prefetch);
+                      bool check, Prefetch& prefetch);
 // Scores of `count` tiles, at most four.
 void scores_of_few(const KeyTile* tiles, std::int64_t count, const bfloat16* queries, std::int64_t dim,
-                   float* out);
+                   float* out, Prefetch& prefetch);
 void hide_from_few(const std::uint32_t* visible, float* scores);
 bool raise_few(const float* scores, float factor, float above, Lanes& lanes, float* scales);
 void rescale_few(const float* scales, std::int64_t dim, float* out);
-void softmax_of_few(const float* scores, float factor, Lanes& lanes, bfloat16* p, const Prefetch& prefetch);
+void softmax_of_few(const float* scores, float factor, Lanes& lanes, bfloat16* p, Prefetch& prefetch);
 void add_values_to_few(const bfloat16* const* values, std::int64_t slabs, const bfloat16* p, std::int64_t dim,
-                       float* out);
+                       float* out, Prefetch& prefetch);
 void merge_few(const Lanes& later, const float* later_out, float factor, std::int64_t dim, Lanes& total,
                float* total_out);
 

@@ -34,6 +34,8 @@ class DotEngine {
     keys_ = keys, values_ = values, finite_values_ = finite_values;
   }
 
+  void ask_for(const bfloat16*, const bfloat16*, std::int64_t) {}
+
   void scores(ScoreTile& tile);
   simd::RowSoftmax softmax(ScoreTile& tile, std::int64_t r, float before) {
     return simd::softmax_row(tile.row(r), tile.count(), before, tile.log2_factor(), p_.data() + r * width);

@@ -12,7 +12,16 @@ struct RowState {
   float* out;
 };
 
-// One rounding: the row's out and lse, the sink included. Overwrites state.out.
+// What a row's values are multiplied by, then divided by, the sink included. LSE = maximum + ln(divisor).
+struct Normaliser {
+  float scale = 1, divisor = 1, maximum;
+};
+Normaliser normaliser(const TiledPlan& plan, const ForwardTensors& tensors, std::int64_t head, float maximum,
+                      float sum);
+
+void store_lse(const ForwardTensors& tensors, std::int64_t query, std::int64_t head, float lse);
+
+// One rounding: the row's out and lse. Overwrites state.out.
 void finish_row(const TiledPlan& plan, const ForwardTensors& tensors, std::int64_t query, std::int64_t head,
                 const RowState& state);
 

@@ -123,6 +123,10 @@ class Forward {
       const Coverage coverage = worker.tile.cover(block, first, count);
       if (coverage == Coverage::empty) continue;
       tiles_.use(worker.engine, block.sequence, block.kv_head, first / Engine::width, worker.scratch);
+      const std::int64_t next = first + Engine::width;
+      if (next < end &&
+          worker.tile.cover(block, next, std::min(Engine::width, end - next)) != Coverage::empty)
+        tiles_.ask_for(worker.engine, block.sequence, block.kv_head, next / Engine::width, plan_.rows(block));
       for (std::int64_t row = 0; row < plan_.rows(block); row += Engine::strip_rows) {
         const std::int64_t rows = std::min(Engine::strip_rows, plan_.rows(block) - row);
         Coverage of_strip = coverage;

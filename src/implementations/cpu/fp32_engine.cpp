@@ -30,27 +30,38 @@ void Fp32Engine::load_queries(const QueryBlock& block, const TensorView& q) {
   load_block(plan_, block, q, queries_.data(), plan_.problem().head_dim);
 }
 
+void Fp32Engine::ask_for_share(const ScoreTile& tile, const float* next, std::int64_t elements,
+                               simd::ProductArguments& product) const {
+  if (next == nullptr) return;
+  const std::int64_t first = tile.first_row() * elements / rows_to_come_;
+  product.ahead = next + first;
+  product.ahead_floats = (tile.first_row() + tile.rows()) * elements / rows_to_come_ - first;
+}
+
 void Fp32Engine::scores(ScoreTile& tile) {
   const std::int64_t dim = plan_.problem().head_dim;
-  simd::product({.shape = {tile.rows(), tile.count(), dim},
-                 .a = {queries_.data() + tile.first_row() * dim, dim, 1},
-                 .b = keys_,
-                 .b_row = simd::lanes,
-                 .b_group = dim * simd::lanes,
-                 .out = tile.data(),
-                 .out_row = width,
-                 .accumulate = false});
+  simd::ProductArguments product{.shape = {tile.rows(), tile.count(), dim},
+                                 .a = {queries_.data() + tile.first_row() * dim, dim, 1},
+                                 .b = keys_,
+                                 .b_row = simd::lanes,
+                                 .b_group = dim * simd::lanes,
+                                 .out = tile.data(),
+                                 .out_row = width,
+                                 .accumulate = false};
+  ask_for_share(tile, next_keys_, key_elements(plan_.problem()), product);
+  simd::product(product);
 }
 
 void Fp32Engine::accumulate(ScoreTile& tile, float* out, std::int64_t out_row) {
-  const simd::ProductArguments product{.shape = {tile.rows(), plan_.problem().value_dim(), tile.count()},
-                                       .a = {tile.data(), width, 1},
-                                       .b = values_,
-                                       .b_row = simd::lanes,
-                                       .b_group = width * simd::lanes,
-                                       .out = out,
-                                       .out_row = out_row,
-                                       .accumulate = true};
+  simd::ProductArguments product{.shape = {tile.rows(), plan_.problem().value_dim(), tile.count()},
+                                 .a = {tile.data(), width, 1},
+                                 .b = values_,
+                                 .b_row = simd::lanes,
+                                 .b_group = width * simd::lanes,
+                                 .out = out,
+                                 .out_row = out_row,
+                                 .accumulate = true};
+  ask_for_share(tile, next_values_, value_elements(plan_.problem()), product);
   if (tile.visible() == nullptr || finite_values_)
     simd::product(product);
   else

@@ -8,6 +8,7 @@
 
 #include "implementations/cpu/key_rows.h"
 #include "implementations/cpu/score_tile.h"
+#include "simd/product.h"
 #include "simd/simd.h"
 
 namespace chorale::tiled {
@@ -35,6 +36,11 @@ class Fp32Engine {
   void load_queries(const QueryBlock& block, const TensorView& q);
   void use(const float* keys, const float* values, bool finite_values) {
     keys_ = keys, values_ = values, finite_values_ = finite_values;
+    next_keys_ = next_values_ = nullptr;
+  }
+  // The tile after the one in use: products of `rows` rows in all ask the memory for it.
+  void ask_for(const float* keys, const float* values, std::int64_t rows) {
+    next_keys_ = keys, next_values_ = values, rows_to_come_ = rows;
   }
 
   void scores(ScoreTile& tile);
@@ -45,7 +51,12 @@ class Fp32Engine {
 
  private:
   const TiledPlan& plan_;
-  const float *keys_ = nullptr, *values_ = nullptr;
+  // A strip's share of a tile of `elements`, from `next` on.
+  void ask_for_share(const ScoreTile& tile, const float* next, std::int64_t elements,
+                     simd::ProductArguments& product) const;
+
+  const float *keys_ = nullptr, *values_ = nullptr, *next_keys_ = nullptr, *next_values_ = nullptr;
+  std::int64_t rows_to_come_ = 0;
   bool finite_values_ = true;
   std::vector<float> queries_, rows_;
 };

@@ -13,6 +13,7 @@ namespace {
 void prefetch(const std::byte* from, std::int64_t bytes) {
   constexpr std::int64_t line = 64;
   for (std::int64_t offset = 0; offset < bytes; offset += line) __builtin_prefetch(from + offset, 0, 2);
+  __builtin_prefetch(from + bytes - 1, 0, 2);  // where rows do not start with a line
 }
 
 }  // namespace
@@ -43,14 +44,16 @@ KeyRows::KeyRows(const TiledPlan& plan, const TensorView& tensor, const TensorVi
   const auto bytes = static_cast<std::int64_t>(size_of(dtype_));
   const auto* data = static_cast<const std::byte*>(tensor.data);
   if (batch.is_paged()) {
-    base_ = data + kv_head * tensor.stride[2] * bytes;
+    head_stride_ = tensor.stride[2] * bytes;
+    base_ = data + kv_head * head_stride_;
     page_stride_ = tensor.stride[0] * bytes;
     row_stride_ = tensor.stride[1] * bytes;
     pages_ = batch.block_table.data() + sequence * batch.block_table_stride;
     page_size_ = batch.page_size;
   } else {
-    base_ = data + (batch.cu_seqlens_k[sequence] * tensor.stride[0] + kv_head * tensor.stride[1]) * bytes;
+    head_stride_ = tensor.stride[1] * bytes;
     row_stride_ = tensor.stride[0] * bytes;
+    base_ = data + batch.cu_seqlens_k[sequence] * row_stride_ + kv_head * head_stride_;
   }
 }
 
@@ -82,7 +85,7 @@ void KeyRows::locate(std::int64_t first, std::int64_t count, const bfloat16** ou
 
 void KeyRows::rows(std::int64_t first, std::int64_t count, const bfloat16** out, bfloat16* scratch) const {
   addresses(first, count, reinterpret_cast<const std::byte**>(out));
-  if (dim_stride_ == 1 && scale_ == 0) return;
+  if (is_direct()) return;
   for (std::int64_t i = 0; i < count; ++i) {
     const auto* from = reinterpret_cast<const std::byte*>(out[i]);
     bfloat16* gathered = scratch + i * dim_;

@@ -22,6 +22,7 @@ class KeyRows {
           int kv_head, bool is_value);
 
   std::int64_t dim() const { return dim_; }
+  std::int64_t keys() const { return keys_; }
   // Rows of positions [first, first + count) to out, out_row floats apart.
   void load(std::int64_t first, std::int64_t count, float* out, std::int64_t out_row) const;
   // Where rows of positions [first, first + count) of a bfloat16 problem lie: in the tensor, or gathered in
@@ -33,6 +34,10 @@ class KeyRows {
   // Where the rows lie in the tensor.
   void addresses(std::int64_t first, std::int64_t count, const std::byte** rows) const;
   std::int64_t row_bytes() const { return dim_ * static_cast<std::int64_t>(size_of(dtype_)); }
+  // Whether rows() finds rows in the tensor.
+  bool is_direct() const { return dim_stride_ == 1 && scale_ == 0; }
+  // From a row to the same position's under the next KV head.
+  std::int64_t head_bytes() const { return head_stride_; }
 
  private:
   const std::byte* row(std::int64_t position) const;
@@ -43,8 +48,8 @@ class KeyRows {
   DType computed_;   // what codes are rounded to
   float scale_ = 0;  // of codes; 0: not codes
   std::int64_t dim_, dim_stride_;
-  std::int64_t page_stride_ = 0, row_stride_;  // in bytes
-  const std::int32_t* pages_ = nullptr;        // of this sequence; none where packed
+  std::int64_t page_stride_ = 0, row_stride_, head_stride_;  // in bytes
+  const std::int32_t* pages_ = nullptr;                      // of this sequence; none where packed
   std::int64_t page_size_ = 0;
   std::int64_t keys_;  // of the sequence
   bool swap_pages_;

@@ -78,6 +78,14 @@ class PackedTiles {
     engine.use(scratch.keys.data(), scratch.values.data(), finite);
   }
 
+  // Lets the engine ask the memory for a tile that it will use next, if that is packed, while it multiplies
+  // `rows` rows with this one.
+  void ask_for(Engine& engine, int sequence, int head, std::int64_t tile, std::int64_t rows) const {
+    if (first_tile_[sequence] < 0) return;
+    const std::int64_t slot = first_tile_[sequence] + head * tile_count(sequence) + tile;
+    engine.ask_for(keys_.data() + slot * key_elements_, values_.data() + slot * value_elements_, rows);
+  }
+
  private:
   // Memory that stays with the calling thread from one call to the next, unless it is large: fresh pages cost
   // more than packing into them.

@@ -97,8 +97,12 @@ void VisibilityComputer::compute(int sequence, int kv_head, std::int64_t index, 
   strip.slabs.clear();
   strip.words.clear();
   if (first < last) s.classify_range(first, last, strip);
-  strip.visible = std::count_if(strip.slabs.begin(), strip.slabs.end(),
-                                [](std::int32_t slab) { return slab != Visibility::empty; });
+  strip.visible = strip.first = strip.end = 0;
+  for (std::int64_t i = 0; i < std::ssize(strip.slabs); ++i) {
+    if (strip.slabs[static_cast<std::size_t>(i)] == Visibility::empty) continue;
+    if (strip.visible++ == 0) strip.first = i;
+    strip.end = i + 1;
+  }
 }
 
 Visibility::Visibility(const TiledPlan& plan) : plan_(plan), heads_(1) {}

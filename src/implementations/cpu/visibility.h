@@ -23,7 +23,8 @@ class Visibility {
   struct Strip {
     std::vector<std::int32_t> slabs;
     std::vector<std::uint32_t> words;
-    std::int64_t visible = 0;  // slabs that are not empty
+    std::int64_t visible = 0;         // slabs that are not empty,
+    std::int64_t first = 0, end = 0;  // all of [first, end)
   };
 
   // Nothing is computed yet.
