@@ -80,8 +80,8 @@ void Float64Check::compare(int layer, int sequence, int kv_head, const ForwardTe
       eager::read_row(tensors.q, {first + position, head}, query);
       eager::read_row(tensors.out, {first + position, head}, got);
       const Point at{.b = sequence, .h = problem.first_query_head + head, .q = position};
-      const ExactRow exact = exact_row(eager::softmax_row(problem, at, query, keys, std::nullopt), values,
-                                       problem.dtype);
+      const ExactRow exact =
+          exact_row(eager::softmax_row(problem, at, query, keys, std::nullopt), values, problem.dtype);
       eager::add_scaled(-1, exact.value, got);
       add(layer, sequence, position, head, norm(got), exact.bound);
     }

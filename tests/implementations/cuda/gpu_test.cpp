@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 
 #include <bit>
+#include <limits>
 #include <map>
 #include <thread>
 #include <tuple>
@@ -390,6 +391,19 @@ TEST_F(OnHopper, SaysWhatItCannotTake) {
   beyond.block_table[0] = -1;
   const auto bad = attention_->plan(test.problem, beyond, Device::cuda()).value();
   EXPECT_EQ(cuda_attention().forward(*bad, device.tensors()).code(), Code::out_of_range);
+
+  // Every page of many is looked at.
+  test.page_size = 1;
+  const Data many = conformance::make_data(test);
+  OnDevice small_pages(*gpu_, many.forward());
+  for (const std::size_t at : {0u, 2u, 5u, 19u})
+    for (const std::int32_t page : {-1, std::numeric_limits<std::int32_t>::min(), 1 << 20}) {
+      Batch beyond_pool = many.batch;
+      beyond_pool.block_table[at] = page;
+      const auto plan_of = attention_->plan(test.problem, beyond_pool, Device::cuda()).value();
+      EXPECT_EQ(cuda_attention().forward(*plan_of, small_pages.tensors()).code(), Code::out_of_range)
+          << at << ", " << page;
+    }
 }
 
 }  // namespace
