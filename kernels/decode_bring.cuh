@@ -23,7 +23,7 @@ __device__ __forceinline__ Pass find_item(const ForwardParams& params, int index
   pass.q_row = sequence.q_first + block.first;
   pass.positions = min(Config::positions, sequence.q_len - block.first);
   pass.q_position = sequence.kv_len - sequence.q_len + block.first;
-  pass.arrivals = pass.kv_head * plan.counts->row_blocks + item.block;
+  pass.arrivals = pass.kv_head * params.arrival_counters + item.first_slot / merge_step + item.block;
   pass.chunk = item.chunk;
   pass.chunks = item.chunks;
   pass.first_slot = item.first_slot;
@@ -78,7 +78,7 @@ class Bringer {
   }
 
   // Which tiles of the pass are seen, and where their keys lie. Every warp finds out.
-  __device__ void prepare(Pass& pass) {
+  __device__ void prepare(Pass& pass) const {
     const int chunk_first = pass.chunk * chunk_tiles;
     const int end = min(chunk_first + chunk_tiles, (pass.kv_len + Config::tile - 1) / Config::tile);
     pass.first = pass.tile == chunk_first;
@@ -132,21 +132,23 @@ class Bringer {
     if (thread_ == 0) claimed_ = gridDim.x + atomicAdd(params_.plan.next_item, 1);
   }
   __device__ int claimed() {
-    if constexpr (!copies_rows) return __shfl_sync(~0u, claimed_, 0);
     if (thread_ == 0) memory_.shared.next_item = claimed_;
     sync_bringers();
     return memory_.shared.next_item;
   }
 
-  // One slab of keys or values. What lies past the sequence's end keeps what was there.
+  // One slab of keys or values. What lies past the sequence's end keeps what was there. A slot of the ring is one
+  // warp's: who waits for its barrier has seen all its turns.
   template <bool values>
   __device__ __forceinline__ void bring_slab(const Pass& pass, int tile, int slab, u64* full) {
     const int slot = slabs_.index();
-    mbarrier_wait(&memory_.slab_free[slot], slabs_.parity() ^ 1);
-    if constexpr (copies_rows)
-      copy_rows<values>(pass, tile, slab, memory_.slab[slot], full);
-    else
-      copy_boxes<values>(pass, tile, slab, memory_.slab[slot], full);
+    if (copies_rows || slot % (bringers / 32) == thread_ / 32) {
+      mbarrier_wait(&memory_.slab_free[slot], slabs_.parity() ^ 1);
+      if constexpr (copies_rows)
+        copy_rows<values>(pass, tile, slab, memory_.slab[slot], full);
+      else
+        copy_boxes<values>(pass, tile, slab, memory_.slab[slot], full);
+    }
     ++slabs_.used;
   }
 
@@ -156,19 +158,22 @@ class Bringer {
                                              u64* full) {
     const int first = (pass.tile + tile) * Config::tile;
     const int live = min(tile_boxes, (pass.kv_len - first + box_slots - 1) / box_slots);
-    if (thread_ == 0) mbarrier_arrive_expect_bytes(full, live * (box_slots * slab_row_bytes));
+    const int lane = thread_ % 32;
+    if (lane == 0) mbarrier_arrive_expect_bytes(full, live * box_bytes);
     __syncwarp();
-    for (int box = thread_; box < live; box += 32) {
+    const TensorMap* map = values ? &params_.v : &params_.k;
+    for (int box = lane; box < live; box += 32) {
       int page = 0, slot = pass.kv_first + first;
       if constexpr (Config::paged) {
         page = memory_.shared.pages[tile * tile_boxes + box];
         slot = Config::page_size > Config::tile ? first % Config::page_size : 0;
       }
-      copy_box(to + box * (box_slots * slab_row_bytes), values ? &params_.v : &params_.k, full,
-               slab * slab_columns, pass.kv_head, slot, page);
+      if constexpr (column_blocks > 1)
+        copy_streamed_box(to + box * box_bytes, map, full, 0, slot, slab * column_blocks, pass.kv_head, page);
+      else
+        copy_streamed_box(to + box * box_bytes, map, full, slab * slab_columns, pass.kv_head, slot, page);
     }
   }
-
   // By threads: each has one of a row's eight pieces of 16 bytes, in every sixteenth row.
   template <bool values>
   __device__ __forceinline__ void copy_rows(const Pass& pass, int tile, int slab, unsigned char* to,
@@ -202,7 +207,7 @@ class Bringer {
 
   const ForwardParams& params_;
   DecodeMemory& memory_;
-  int thread_;
+  u32 thread_;
   int claimed_ = 0;
   SlabRing slabs_;
   PassRing passes_;

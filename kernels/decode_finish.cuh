@@ -91,38 +91,48 @@ __device__ __forceinline__ void store_partial(const ForwardParams& params, const
     }
 }
 
-// Whether all other chunks of the row block are done, and their states visible.
+// Step i of a row block's merges takes the states of slots 31 i to 31 i + 31: the first is the total so far, or
+// chunk 0, and the last becomes the total. Steps follow one another in order; each is done by whoever is the
+// last to bring one of its states, while other blocks of threads are still busy with later chunks.
+struct StepRange {
+  int first, count;
+  bool last;
+  __device__ StepRange(int step, int chunks)
+      : first(step * merge_step),
+        count(min(MergeStep::states, chunks - first)),
+        last(first + count == chunks) {}
+};
+
+// Whether all other states of the step are there, and visible.
 __device__ __forceinline__ bool arrive_last(const ForwardParams& params, DecodeShared& shared,
-                                            const Pass& pass) {
+                                            const Pass& pass, int step) {
   sync_consumers();
   if (threadIdx.x == 0) {
-    const u32 last = pass.chunks - 1;
-    u32* arrivals = reinterpret_cast<u32*>(params.arrivals) + pass.arrivals;
+    const u32 last = StepRange(step, pass.chunks).count - 1;
+    u32* arrivals = reinterpret_cast<u32*>(params.arrivals) + pass.arrivals + step;
     shared.is_last_arrival = count_arrival(arrivals, last) == last;
   }
   sync_consumers();
   return shared.is_last_arrival;
 }
 
-// Weights of a batch of chunks for one row, by a warp: lane i has chunk `first` + i. Updates the row's
-// maximum over the chunks before.
-__device__ __forceinline__ void weigh(MergeBatch& batch, const Partials& partials, int row, int first,
-                                      int chunks, float factor, float& total_maximum) {
-  const int lane = threadIdx.x % 32, chunk = first + lane;
-  const bool real = chunk < chunks;
-  const float own = real ? __ldcg(partials.maximum + chunk * Config::rows + row) : -infinity;
-  const float sum = real ? __ldcg(partials.sum + chunk * Config::rows + row) : 0.f;
-  float through = own;  // the maximum of this chunk and those before it
+// Weights of a step's states for one row, by a warp: lane i has state i. Returns the maximum of all.
+__device__ __forceinline__ float weigh(MergeStep& step, const Partials& partials, int row, StepRange range,
+                                       float factor) {
+  const int lane = threadIdx.x % 32;
+  const long long at = static_cast<long long>(range.first + lane) * Config::rows + row;
+  const bool real = lane < range.count;
+  const float own = real ? __ldcg(partials.maximum + at) : -infinity;
+  const float sum = real ? __ldcg(partials.sum + at) : 0.f;
+  float through = own;  // the maximum of this state and those before it
   for (int distance = 1; distance < 32; distance *= 2) {
     const float earlier = __shfl_up_sync(~0u, through, distance);
     if (lane >= distance) through = fmaxf(through, earlier);
   }
-  through = fmaxf(through, total_maximum);
-  float before = __shfl_up_sync(~0u, through, 1);
-  if (lane == 0) before = total_maximum;
-  const MergeWeights weights = merge_weights(before, own, factor);
-  *reinterpret_cast<float4*>(batch.weights[row][lane]) = {weights.total, weights.chunk, sum, 0.f};
-  total_maximum = __shfl_sync(~0u, through, 31);
+  const MergeWeights weights = merge_weights(__shfl_up_sync(~0u, through, 1), own, factor);
+  if (real)
+    *reinterpret_cast<float4*>(step.weights[row][lane]) = {weights.total, weights.chunk, sum, 0.f};
+  return __shfl_sync(~0u, through, 31);
 }
 
 // Two columns of a row that a thread merges, with the row's sum.
@@ -130,73 +140,66 @@ struct MergedPair {
   float2 out;
   float sum;
 
-  __device__ __forceinline__ void take(const float2 (&values)[MergeBatch::chunks], const MergeBatch& batch,
-                                       int row, int chunks, bool begins) {
+  __device__ __forceinline__ MergedPair(const float2 (&values)[MergeStep::states], const MergeStep& step,
+                                        int row, int count)
+      : out(values[0]), sum(step.weights[row][0][2]) {
 #pragma unroll
-    for (int i = 0; i < MergeBatch::chunks; ++i) {
-      if (i >= chunks) break;
-      const float4 w = *reinterpret_cast<const float4*>(batch.weights[row][i]);
+    for (int i = 1; i < MergeStep::states; ++i) {
+      if (i >= count) break;
+      const float4 w = *reinterpret_cast<const float4*>(step.weights[row][i]);
       const MergeWeights weights = {0.f, w.x, w.y};
-      const bool is_first = begins && i == 0;
-      out.x = is_first ? values[i].x : merge(out.x, values[i].x, weights);
-      out.y = is_first ? values[i].y : merge(out.y, values[i].y, weights);
-      sum = is_first ? w.z : merge(sum, w.z, weights);
+      out.x = merge(out.x, values[i].x, weights);
+      out.y = merge(out.y, values[i].y, weights);
+      sum = merge(sum, w.z, weights);
     }
   }
 };
 
-// The states of all chunks, in ascending order; the threads share the pairs of columns.
-__device__ __forceinline__ void merge_chunks(const ForwardParams& params, DecodeShared& shared,
-                                             const Pass& pass) {
-  constexpr int row_pairs = Config::value_dim / 2, pairs = Config::rows * row_pairs;
-  constexpr int thread_pairs = (pairs + consumer_threads - 1) / consumer_threads;
-  constexpr int warp_rows = (Config::rows + consumers - 1) / consumers;
-  const Partials partials(params, pass);
-  const int warp = threadIdx.x / 32;
-  MergedPair merged[thread_pairs];
-  float maximum[warp_rows];
-#pragma unroll
-  for (int i = 0; i < warp_rows; ++i) maximum[i] = -infinity;
+__device__ __forceinline__ void store_merged(const ForwardParams& params, const Pass& pass,
+                                             const MergedPair& merged, float maximum, int row, int column) {
+  const OutputRow to(pass, row);
+  if (!to.real) return;
+  const RowEnd end = end_row(params, to, maximum, merged.sum);
+  if (column == 0) store_lse(params, to, end.lse);
+  *reinterpret_cast<u32*>(to.data(params.out) + column) =
+      pack(finished(merged.out.x, end.factor), finished(merged.out.y, end.factor));
+}
 
-  for (int first = 0; first < pass.chunks; first += MergeBatch::chunks) {
-    const int chunks = min(MergeBatch::chunks, pass.chunks - first);
-    float2 values[MergeBatch::chunks];
-    const auto load = [&](int i) {
-      const int pair = threadIdx.x + i * consumer_threads;
-      const float* from = partials.out + (static_cast<long long>(first) * pairs + pair) * 2;
+// One step, in ascending order; the threads share the pairs of columns.
+__device__ __forceinline__ void merge_states(const ForwardParams& params, DecodeShared& shared,
+                                             const Pass& pass, int step) {
+  constexpr int row_pairs = Config::value_dim / 2, pairs = Config::rows * row_pairs;
+  const Partials partials(params, pass);
+  const StepRange range(step, pass.chunks);
+  const int warp = threadIdx.x / 32;
+  float2* states = reinterpret_cast<float2*>(partials.out) + static_cast<long long>(range.first) * pairs;
+  const long long total = static_cast<long long>(range.first + range.count - 1) * Config::rows;
+
+  float2 values[MergeStep::states];
+  const auto load = [&](int pair) {
 #pragma unroll
-      for (int chunk = 0; chunk < MergeBatch::chunks; ++chunk)
-        if (chunk < chunks && pair < pairs)
-          values[chunk] = __ldcg(reinterpret_cast<const float2*>(from + chunk * 2 * pairs));
-    };
-    load(0);  // in flight while the weights are found
-#pragma unroll
-    for (int i = 0; i < warp_rows; ++i)
-      if (const int row = warp + i * consumers; row < Config::rows)
-        weigh(shared.merge, partials, row, first, pass.chunks, params.factor, maximum[i]);
-    sync_consumers();
-#pragma unroll
-    for (int i = 0; i < thread_pairs; ++i) {
-      const int pair = threadIdx.x + i * consumer_threads;
-      if (i > 0) load(i);
-      if (pair < pairs) merged[i].take(values, shared.merge, pair / row_pairs, chunks, first == 0);
-    }
-    sync_consumers();
+    for (int i = 0; i < MergeStep::states; ++i)
+      if (i < range.count && pair < pairs) values[i] = __ldcg(states + i * pairs + pair);
+  };
+  load(threadIdx.x);  // in flight while the weights are found
+  for (int row = warp; row < Config::rows; row += consumers) {
+    const float maximum = weigh(shared.merge, partials, row, range, params.factor);
+    if (threadIdx.x % 32 == 0) shared.row_sum[row] = maximum;
   }
-#pragma unroll
-  for (int i = 0; i < warp_rows; ++i)
-    if (const int row = warp + i * consumers; row < Config::rows && threadIdx.x % 32 == 0)
-      shared.row_sum[row] = maximum[i];
   sync_consumers();
-#pragma unroll
-  for (int i = 0; i < thread_pairs; ++i) {
-    const int pair = threadIdx.x + i * consumer_threads, column = pair % row_pairs * 2;
-    const OutputRow row(pass, pair / row_pairs);
-    if (!row.real) continue;
-    const RowEnd end = end_row(params, row, shared.row_sum[pair / row_pairs], merged[i].sum);
-    if (column == 0) store_lse(params, row, end.lse);
-    *reinterpret_cast<u32*>(row.data(params.out) + column) =
-        pack(finished(merged[i].out.x, end.factor), finished(merged[i].out.y, end.factor));
+  for (int pair = threadIdx.x; pair < pairs; pair += consumer_threads) {
+    if (pair >= consumer_threads) load(pair);
+    const int row = pair / row_pairs, column = pair % row_pairs * 2;
+    const MergedPair merged(values, shared.merge, row, range.count);
+    const float maximum = shared.row_sum[row];
+    if (range.last) {
+      store_merged(params, pass, merged, maximum, row, column);
+      continue;
+    }
+    states[(range.count - 1) * pairs + pair] = merged.out;
+    if (column != 0) continue;
+    partials.maximum[total + row] = maximum;
+    partials.sum[total + row] = merged.sum;
   }
   sync_consumers();  // before shared memory gets its next use
 }
@@ -206,7 +209,11 @@ __device__ __forceinline__ void finish(const ForwardParams& params, DecodeShared
   sync_consumers();  // row sums
   if (pass.chunks <= 1) return store_output(params, shared, pass, running, out, warp);
   store_partial(params, shared, pass, running, out, warp);
-  if (arrive_last(params, shared, pass)) merge_chunks(params, shared, pass);
+  int step = max(0, pass.chunk - 1) / merge_step;
+  while (arrive_last(params, shared, pass, step)) {
+    merge_states(params, shared, pass, step);
+    if (StepRange(step++, pass.chunks).last) break;
+  }
 }
 
 }  // namespace chorale::kernels

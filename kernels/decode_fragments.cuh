@@ -10,9 +10,16 @@
 
 namespace chorale::kernels {
 
-// Where the 16 bytes `piece` of a row lie in a slab.
-__device__ __forceinline__ u32 slab_place(int row, int piece) {
+// Where the 16 bytes `piece` of a row of 128 lie.
+__device__ __forceinline__ u32 swizzled(int row, int piece) {
   return row * slab_row_bytes + ((piece ^ (row & 7)) << 4);
+}
+// The same of a slab's row, which has 8 pieces in each column block. (Boxes have 8 rows or more, or lie one
+// after another like rows of one.)
+__device__ __forceinline__ u32 slab_place(int row, int piece) {
+  if constexpr (column_blocks == 1) return swizzled(row, piece);
+  const int first = (row / box_slots * column_blocks + piece / 8) * box_slots;  // of the box and its block
+  return swizzled(first + row % box_slots, piece % 8);
 }
 
 __device__ __forceinline__ u32 pack(float low, float high) {
@@ -29,12 +36,12 @@ __device__ __forceinline__ void load_queries(u32 (&b)[4], const DecodeShared& sh
   const int lane = threadIdx.x % 32;
   const u32 slab = shared_address(shared.query[pair / 2]);
   if constexpr (!Config::fp8_cache) {
-    load_matrices(b, slab + slab_place(8 * group + lane % 8, pair % 2 * 4 + lane / 8));
+    load_matrices(b, slab + swizzled(8 * group + lane % 8, pair % 2 * 4 + lane / 8));
   } else {
     const unsigned char* rows = shared.query[pair / 2];
     for (int step = 0; step < 2; ++step) {
       const int column = pair % 2 * 32 + step * 16 + lane % 4 * 4;
-      const uint2 x = *reinterpret_cast<const uint2*>(rows + slab_place(8 * group + lane / 4, column / 8) +
+      const uint2 x = *reinterpret_cast<const uint2*>(rows + swizzled(8 * group + lane / 4, column / 8) +
                                                       column % 8 * 2);
       b[2 * step] = x.x;
       b[2 * step + 1] = x.y;

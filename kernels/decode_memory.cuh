@@ -22,24 +22,27 @@ static_assert(Config::chunk % Config::tile == 0 && Config::tile % 32 == 0);
 constexpr int row_groups = (Config::rows + 7) / 8, padded_rows = 8 * row_groups;
 static_assert(row_groups <= 4, "a decode's row block has at most 32 rows");
 
-// Keys and values lie in slabs: a tile's rows of 128 bytes, swizzled.
-constexpr int slab_row_bytes = 128, slab_bytes = Config::tile * slab_row_bytes;
-constexpr int slab_columns = Config::fp8_cache ? 128 : 64;
+// Keys and values lie in slabs: one or two blocks of a tile's columns, in rows of 128 bytes, swizzled.
+constexpr int column_blocks =
+    box_column_blocks(Config::head_dim, Config::value_dim, Config::fp8_cache, Config::page_size);
+constexpr int slab_row_bytes = 128, slab_bytes = Config::tile * column_blocks * slab_row_bytes;
+constexpr int slab_columns = column_blocks * (Config::fp8_cache ? 128 : 64);
 constexpr int key_slabs = (Config::head_dim + slab_columns - 1) / slab_columns;
 constexpr int value_slabs = (Config::value_dim + slab_columns - 1) / slab_columns;
 constexpr int query_slabs = (Config::head_dim + 63) / 64;
 constexpr int query_slab_bytes = padded_rows * slab_row_bytes;
 
-// Boxes of consecutive slots: packed keys have one a tile, pages of fewer slots than a tile one a page.
+// A slab is filled by boxes of consecutive slots: packed keys have one a tile, pages of fewer slots than a tile
+// one a page. In shared memory: [box][column block][slot of the box][128 bytes].
 constexpr int box_slots =
     Config::paged && Config::page_size < Config::tile ? Config::page_size : Config::tile;
-constexpr int tile_boxes = Config::tile / box_slots;
+constexpr int tile_boxes = Config::tile / box_slots, box_bytes = slab_bytes / tile_boxes;
 
-// The copy engine takes about 50 clocks a box beside the rows themselves, and threads have less in flight:
-// pages of up to four slots are brought by threads, 16 bytes at a time.
-constexpr bool copies_rows = Config::paged && Config::page_size <= 4;
+// A warp takes 50 clocks to hand a box to the copy engine, and 250 for a slab: two keep up with the memory. Small
+// pages are brought by threads, 16 bytes at a time.
+constexpr bool copies_rows = Config::paged && Config::page_size <= most_slots_by_threads;
 static_assert(!copies_rows || Config::page_size <= Config::tile);
-constexpr int bringers = copies_rows ? 128 : 32;  // threads
+constexpr int bringers = copies_rows ? 128 : 64;  // threads
 
 // One pass over up to eight tiles.
 struct Pass {
@@ -50,7 +53,7 @@ struct Pass {
   int q_row;       // the row block's first row of q, out and lse
   int positions;   // query positions in use, at most Config::positions
   int q_position;  // logical position of the first
-  int arrivals;    // of its row block: which counter
+  int arrivals;    // of its row block: the first counter
   int chunk, chunks, first_slot;
   int tile;                 // the pass's first
   u32 visible, is_partial;  // bit i: tile + i
@@ -68,17 +71,18 @@ struct Ring {
 struct Probabilities {
   u16 values[row_groups][pass_keys][8];  // 8 rows of a key side by side
 };
-// A batch of partial states on their way into the total: lives where the probabilities were.
-struct MergeBatch {
-  static constexpr int chunks = 32;
-  float weights[Config::rows][chunks][4];  // of the total, of the chunk; the chunk's sum
+// Partial states on their way into the total: lives where the probabilities were.
+struct MergeStep {
+  static constexpr int states = 1 + merge_step;  // the total so far comes first
+  float weights[Config::rows][states][4];        // of the total, of the chunk; the chunk's sum
 };
+static_assert(MergeStep::states <= 32, "a warp's lanes weigh them");
 
 struct DecodeShared {
   alignas(1024) unsigned char query[query_slabs][query_slab_bytes];
   union {
     Probabilities p;
-    MergeBatch merge;
+    MergeStep merge;
   };
   float tile_maximum[pass_tiles][padded_rows];
   float rescale[pass_tiles][padded_rows];
@@ -130,11 +134,6 @@ struct DecodeMemory {
 static_assert(sizeof(DecodeMemory) <= shared_limit);
 
 __device__ __forceinline__ void sync_consumers() { named_barrier_sync(1, consumer_threads); }
-__device__ __forceinline__ void sync_bringers() {
-  if constexpr (bringers == 32)
-    __syncwarp();
-  else
-    named_barrier_sync(2, bringers);
-}
+__device__ __forceinline__ void sync_bringers() { named_barrier_sync(2, bringers); }
 
 }  // namespace chorale::kernels

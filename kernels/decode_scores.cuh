@@ -166,6 +166,7 @@ __device__ __forceinline__ void take_keys(const ForwardParams& params, DecodeMem
   }
   progress.slab.used += __popc(pass.visible) * key_slabs;
   progress.key_parity ^= pass.visible;
+  __syncwarp();
   if (lane == 0) mbarrier_arrive(&shared.pass_free);
   sync_consumers();
 

@@ -21,6 +21,12 @@
 //     extern "C" __device__ const int chorale_decode_overlaps = 1;
 #pragma once
 
+#ifdef __CUDACC__
+#define CHORALE_HOST_DEVICE __host__ __device__
+#else
+#define CHORALE_HOST_DEVICE
+#endif
+
 namespace chorale::kernels {
 
 // An opaque CUtensorMap: how the copy engine finds a box of a tensor.
@@ -66,6 +72,11 @@ struct TableView {
 };
 constexpr int max_tables = 8;
 
+// Partial states are merged in steps of so many as they become complete. Step i of a row block counts
+// arrivals in counter first_slot / merge_step + block + i of its KV head, which no other row block has:
+// first_slot ascends with the block.
+constexpr int merge_step = 31;
+
 // All pointers are device memory.
 struct PlanView {
   const PlanCounts* counts;
@@ -81,6 +92,17 @@ struct Rows {  // a [tokens, heads, dim] tensor whose last dimension is contiguo
   void* data;
   long long token_stride, head_stride;  // elements
 };
+
+// Pages of so few slots are brought by threads, where the copy engine would spend its time on boxes.
+constexpr int most_slots_by_threads = 4;
+// A box of the decode kernel takes so many of a head's blocks of 64 columns side by side. Where that is more
+// than one its maps of k and v are of five dimensions: 64 columns, slots of a page, blocks, KV heads, pages;
+// box 64, the lesser of Config::tile and the page size, so many, 1, 1.
+CHORALE_HOST_DEVICE constexpr int box_column_blocks(int head_dim, int value_dim, bool fp8_cache,
+                                                    int page_size) {
+  const bool by_threads = page_size > 0 && page_size <= most_slots_by_threads;
+  return !fp8_cache && !by_threads && head_dim % 128 == 0 && value_dim % 128 == 0 ? 2 : 1;
+}
 
 struct ForwardParams {
   // Boxes have rows of 128 bytes, swizzled (CU_TENSOR_MAP_SWIZZLE_128B); what lies outside of the tensor is
@@ -106,8 +128,9 @@ struct ForwardParams {
   float* partial_out;  // [kv_heads, slots, rows, value_dim]
   float* partial_max;  // [kv_heads, slots, rows]
   float* partial_sum;  // [kv_heads, slots, rows]
-  int* arrivals;       // [kv_heads, row blocks], zero before and after a launch
+  int* arrivals;       // [kv_heads, arrival_counters], zero before and after a launch
   int slots;
+  int arrival_counters;  // at least row blocks + slots / merge_step
 };
 
 }  // namespace chorale::kernels

@@ -179,6 +179,24 @@ __device__ __forceinline__ void copy_box(void* to, const void* map, u64* barrier
       "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
 }
+// The same of a tensor of 4 or 5 dimensions that is read once: it is the first to leave the L2 cache.
+constexpr u64 evict_first = 0x12f0000000000000;  // as createpolicy makes it
+__device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2,
+                                                  int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, "
+      "%4, %5, %6}], [%2], %7;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(evict_first)
+      : "memory");
+}
+__device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2,
+                                                  int c3, int c4) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, "
+      "%4, %5, %6, %7}], [%2], %8;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(evict_first)
+      : "memory");
+}
 
 // --- warp matrix instructions -------------------------------------------------------------------------
 

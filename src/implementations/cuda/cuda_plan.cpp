@@ -89,6 +89,11 @@ kernels::Rows rows_of(const TensorView& view) {  // [..., tokens, heads, dim]
   return {view.data, view.stride[view.rank - 3], view.stride[view.rank - 2]};
 }
 
+int column_blocks_of(const KernelKey& key) {
+  if (key.kind != KernelKind::decode) return 1;
+  return kernels::box_column_blocks(key.head_dim, key.value_dim, key.fp8_cache, key.page_size);
+}
+
 template <class T>
 T* pointer_of(const TensorView& view) {
   return view.empty() ? nullptr : static_cast<T*>(view.data);
@@ -160,6 +165,11 @@ Status CudaPlan::check_room(const Sizes& wanted, const Sizes& room) {
   return Status::ok();
 }
 
+// Of a KV head (kernels/params.h).
+std::size_t CudaPlan::arrival_counters(const Sizes& sizes) {
+  return sizes.decode_blocks + sizes.slots / kernels::merge_step;
+}
+
 CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
   const auto heads = static_cast<std::size_t>(problem().kv_heads);
   Layout layout{};
@@ -169,7 +179,7 @@ CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
     part.next_item = cursor.take<int>(2);
     part.row_blocks = cursor.take<kernels::RowBlock>(blocks);
     part.split_items = cursor.take<kernels::SplitItem>(items);
-    part.arrivals = cursor.take<int>(items == 0 ? 0 : heads * blocks);
+    part.arrivals = cursor.take<int>(items == 0 ? 0 : heads * arrival_counters(sizes));
   };
   take_part(layout.forward, sizes.forward_blocks, 0);
   take_part(layout.decode, sizes.decode_blocks, sizes.split_items);
@@ -275,7 +285,7 @@ void CudaPlan::write_part(std::byte* host, const PartLayout& layout, const WorkL
   std::memset(host + layout.arrivals, 0,
               part.split_items.empty()
                   ? 0
-                  : part.row_blocks.size() * static_cast<std::size_t>(problem().kv_heads) * 4);
+                  : arrival_counters(room_) * static_cast<std::size_t>(problem().kv_heads) * sizeof(int));
   put(host, layout.row_blocks, part.row_blocks);
   put(host, layout.split_items, part.split_items);
 }
@@ -362,11 +372,16 @@ Status CudaPlan::launch(const Kernel* kernel, const PartLayout& layout, const Fo
   const Driver& d = gpu_.driver();
   const KernelKey& key = kernel->key;
   const TensorView k = as_pages(tensors.k), v = as_pages(tensors.v);
-  const int slots = key.paged ? std::min(key.page_size, key.tile) : key.tile;
+  const int blocks = column_blocks_of(key), slots = key.paged ? std::min(key.page_size, key.tile) : key.tile;
   const int query_box[] = {64, key.group, key.positions}, key_box[] = {key.fp8_cache ? 128 : 64, 1, slots, 1};
   CHORALE_ASSIGN_OR_RETURN(params.q, tensor_map(d, "q", tensors.q, query_box));
-  CHORALE_ASSIGN_OR_RETURN(params.k, tensor_map(d, "k", k, key_box));
-  CHORALE_ASSIGN_OR_RETURN(params.v, tensor_map(d, "v", v, key_box));
+  if (blocks > 1) {
+    CHORALE_ASSIGN_OR_RETURN(params.k, column_blocks_map(d, "k", k, slots, blocks));
+    CHORALE_ASSIGN_OR_RETURN(params.v, column_blocks_map(d, "v", v, slots, blocks));
+  } else {
+    CHORALE_ASSIGN_OR_RETURN(params.k, tensor_map(d, "k", k, key_box));
+    CHORALE_ASSIGN_OR_RETURN(params.v, tensor_map(d, "v", v, key_box));
+  }
   params.out = rows_of(tensors.out);
   params.k_rows = rows_of(k);
   params.v_rows = rows_of(v);
@@ -391,6 +406,7 @@ Status CudaPlan::launch(const Kernel* kernel, const PartLayout& layout, const Fo
   at(layout.partial_sum, params.partial_sum);
   at(layout.arrivals, params.arrivals);
   params.slots = static_cast<int>(room_.slots);
+  params.arrival_counters = static_cast<int>(arrival_counters(room_));
 
   const Problem& p = problem();
   params.scale = p.scale_or_default();

@@ -57,6 +57,7 @@ class CudaPlan final : public Plan {
       : Plan(implementation, std::move(bound), batch), gpu_(gpu), order_(order) {}
 
   static Sizes sizes_of(const Problem& problem, const Batch& batch, const WorkList& work);
+  static std::size_t arrival_counters(const Sizes& sizes);
   static Status check_room(const Sizes& wanted, const Sizes& room);
   Result<Kernels> find_kernels(const Problem& problem, const Batch& batch, const WorkList& work) const;
   Layout lay_out(const Sizes& sizes) const;

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
+#include <vector>
 
 namespace chorale::cuda {
 namespace {
@@ -13,6 +13,52 @@ constexpr std::int64_t alignment = 16;  // bytes
 int element_type(DType dtype) {
   if (dtype == DType::bfloat16) return driver_constants::tensor_bfloat16;
   return dtype == DType::float16 ? driver_constants::tensor_float16 : driver_constants::tensor_uint8;
+}
+
+struct Dimension {
+  std::uint64_t size, stride;  // in bytes
+  std::uint32_t box = 1;
+};
+using Dimensions = std::vector<Dimension>;  // the contiguous one first
+
+Dimensions dimensions_of(const TensorView& view) {
+  Dimensions dimensions;
+  std::uint64_t whole = size_of(view.dtype);  // a stride that can stand where nothing is strided
+  for (int i = view.rank - 1; i >= 0; --i) {
+    const auto at = static_cast<std::size_t>(i);
+    // A dimension of one element has any stride.
+    const bool strided = view.shape[at] > 1 && view.elements() > 0;
+    Dimension d{static_cast<std::uint64_t>(std::max<std::int64_t>(view.shape[at], 1)), whole};
+    if (i + 1 < view.rank)
+      d.stride = strided ? static_cast<std::uint64_t>(view.stride[at]) * size_of(view.dtype)
+                         : (whole + alignment - 1) / alignment * alignment;
+    whole = d.stride * d.size;
+    dimensions.push_back(d);
+  }
+  return dimensions;
+}
+
+Result<kernels::TensorMap> encode(const Driver& driver, std::string_view name, const TensorView& view,
+                                  const Dimensions& dimensions) {
+  constexpr std::size_t most = 5;
+  std::uint64_t sizes[most], strides[most];
+  std::uint32_t boxes[most], steps[most];
+  for (std::size_t i = 0; i < dimensions.size(); ++i) {
+    sizes[i] = dimensions[i].size;
+    if (i > 0) strides[i - 1] = dimensions[i].stride;
+    boxes[i] = dimensions[i].box;
+    steps[i] = 1;
+  }
+  // Of an empty tensor nothing is read, wherever it lies.
+  auto* address =
+      reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(view.data) / alignment * alignment);
+  alignas(128) kernels::TensorMap map;
+  CHORALE_RETURN_IF_ERROR(driver.check(
+      driver.encode_tensor_map(&map, element_type(view.dtype), static_cast<std::uint32_t>(dimensions.size()),
+                               address, sizes, strides, boxes, steps, 0, driver_constants::tensor_swizzle_128,
+                               driver_constants::tensor_promotion_l2_256, 0),
+      fmt::format("a tensor map of {} ({})", name, view.describe())));
+  return map;
 }
 
 }  // namespace
@@ -36,33 +82,19 @@ Status check_alignment(std::string_view name, const TensorView& view) {
 
 Result<kernels::TensorMap> tensor_map(const Driver& driver, std::string_view name, const TensorView& view,
                                       std::span<const int> box) {
-  const auto rank = static_cast<std::uint32_t>(view.rank);
-  std::uint64_t sizes[TensorView::max_rank], strides[TensorView::max_rank];
-  std::uint32_t boxes[TensorView::max_rank], steps[TensorView::max_rank];
-  std::uint64_t whole = size_of(view.dtype);  // a stride that can stand where nothing is strided
-  for (std::uint32_t i = 0; i < rank; ++i) {
-    const auto from = static_cast<std::size_t>(view.rank) - 1 - i;
-    sizes[i] = static_cast<std::uint64_t>(std::max<std::int64_t>(view.shape[from], 1));
-    if (i > 0) {
-      // A dimension of one element has any stride.
-      const bool strided = view.shape[from] > 1 && view.elements() > 0;
-      strides[i - 1] = strided ? static_cast<std::uint64_t>(view.stride[from]) * size_of(view.dtype)
-                               : (whole + alignment - 1) / alignment * alignment;
-    }
-    whole = (i == 0 ? size_of(view.dtype) : strides[i - 1]) * sizes[i];
-    boxes[i] = static_cast<std::uint32_t>(box[i]);
-    steps[i] = 1;
-  }
-  // Of an empty tensor nothing is read, wherever it lies.
-  auto* address =
-      reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(view.data) / alignment * alignment);
-  alignas(128) kernels::TensorMap map;
-  CHORALE_RETURN_IF_ERROR(
-      driver.check(driver.encode_tensor_map(&map, element_type(view.dtype), rank, address, sizes, strides,
-                                            boxes, steps, 0, driver_constants::tensor_swizzle_128,
-                                            driver_constants::tensor_promotion_l2_256, 0),
-                   fmt::format("a tensor map of {} ({})", name, view.describe())));
-  return map;
+  Dimensions dimensions = dimensions_of(view);
+  for (std::size_t i = 0; i < dimensions.size(); ++i) dimensions[i].box = static_cast<std::uint32_t>(box[i]);
+  return encode(driver, name, view, dimensions);
+}
+
+Result<kernels::TensorMap> column_blocks_map(const Driver& driver, std::string_view name,
+                                             const TensorView& pages, int slots, int blocks) {
+  constexpr std::uint64_t block = 64;
+  Dimensions d = dimensions_of(pages);  // columns, heads, slots, pages
+  const Dimension columns{block, d[0].stride, block};
+  const Dimension column_blocks{d[0].size / block, block * d[0].stride, static_cast<std::uint32_t>(blocks)};
+  d[2].box = static_cast<std::uint32_t>(slots);
+  return encode(driver, name, pages, {columns, d[2], column_blocks, d[1], d[3]});
 }
 
 }  // namespace chorale::cuda

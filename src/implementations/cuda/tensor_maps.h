@@ -13,6 +13,11 @@ namespace chorale::cuda {
 Result<kernels::TensorMap> tensor_map(const Driver& driver, std::string_view name, const TensorView& view,
                                       std::span<const int> box);
 
+// A map of pages [pages, slots, heads, columns] for boxes of several blocks of 64 columns side by side:
+// dimensions 64 columns, slots, blocks, heads, pages; box 64, `slots`, `blocks`, 1, 1.
+Result<kernels::TensorMap> column_blocks_map(const Driver& driver, std::string_view name,
+                                             const TensorView& pages, int slots, int blocks);
+
 // ok, or which stride or address of a tensor the copy engine cannot take.
 Status check_alignment(std::string_view name, const TensorView& view);
 

@@ -212,7 +212,7 @@ int cuTensorMapEncodeTiled(void* map, int type, std::uint32_t rank, void* addres
   const std::uint64_t element = type == cuda::driver_constants::tensor_uint8 ? 1 : 2;
   const bool aligned =
       reinterpret_cast<std::uintptr_t>(map) % 64 == 0 && reinterpret_cast<std::uintptr_t>(address) % 16 == 0;
-  bool right = rank >= 3 && rank <= 4 && aligned && swizzle == 3 && box[0] * element <= 128;
+  bool right = rank >= 3 && rank <= 5 && aligned && swizzle == 3 && box[0] * element <= 128;
   fake.strides[0] = element;
   for (std::uint32_t i = 0; i < rank && right; ++i) {
     fake.sizes[i] = sizes[i];

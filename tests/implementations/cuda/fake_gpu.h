@@ -12,8 +12,8 @@ namespace chorale::testing {
 // What the fake's tensor maps hold.
 struct FakeTensorMap {
   const std::byte* address;
-  std::uint64_t sizes[4], strides[4];  // strides in bytes; the first is an element's size
-  std::uint32_t box[4];
+  std::uint64_t sizes[5], strides[5];  // strides in bytes; the first is an element's size
+  std::uint32_t box[5];
   std::uint32_t rank, type;
 };
 

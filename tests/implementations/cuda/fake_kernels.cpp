@@ -48,6 +48,11 @@ class FakeKernel {
   }
 
   void run(bool is_decode) {
+    const int blocks = is_decode ? box_column_blocks(value("HEAD_DIM"), value("VALUE_DIM"),
+                                                     value("FP8_CACHE") != 0, value("PAGE_SIZE"))
+                                 : 1;
+    for (FakeTensorMap* map : {&k_, &v_})
+      if (blocks > 1) *map = with_joined_columns(*map, static_cast<unsigned>(blocks));
     check_constants();
     check_tables();
     const PlanView& plan = params_.plan;
@@ -58,9 +63,10 @@ class FakeKernel {
       for (int i = 0; i < plan.counts->row_blocks; ++i) run_block(plan.row_blocks[i]);
       return;
     }
-    for (int i = 0; i < plan.counts->row_blocks * params_.kv_heads; ++i) EXPECT_EQ(params_.arrivals[i], 0);
+    for (int i = 0; i < params_.arrival_counters * params_.kv_heads; ++i) EXPECT_EQ(params_.arrivals[i], 0);
     std::map<int, std::set<int>> chunks;  // of a block
     std::set<int> slots;
+    std::map<int, int> counted;  // by a counter of arrivals: which block's
     for (int i = 0; i < plan.counts->split_items; ++i) {
       const SplitItem item = plan.split_items[i];
       const Sequence sequence = plan.sequences[plan.row_blocks[item.block].sequence];
@@ -70,6 +76,11 @@ class FakeKernel {
         EXPECT_LT(item.first_slot + item.chunk, params_.slots);
         EXPECT_TRUE(slots.insert(item.first_slot + item.chunk).second) << "a partial state of two chunks";
         poison_partial(item);
+        const int counter =
+            item.first_slot / merge_step + item.block + std::max(0, item.chunk - 1) / merge_step;
+        EXPECT_LT(counter, params_.arrival_counters);
+        EXPECT_EQ(counted.emplace(counter, item.block).first->second, item.block)
+            << "a counter of two blocks";
       }
       if (static_cast<int>(chunks[item.block].size()) == item.chunks) run_block(plan.row_blocks[item.block]);
     }
@@ -81,6 +92,23 @@ class FakeKernel {
  private:
   int value(const char* name) const { return constant(source_, name); }
   int chunk() const { return value("CHUNK"); }
+
+  // A map for boxes of several blocks of columns, as one for boxes of a block.
+  static FakeTensorMap with_joined_columns(const FakeTensorMap& map, unsigned blocks) {
+    EXPECT_EQ(map.rank, 5U);
+    EXPECT_EQ(map.box[2], blocks);
+    EXPECT_EQ(map.sizes[2] % blocks, 0U);
+    EXPECT_EQ(map.strides[2], map.sizes[0] * map.strides[0]);
+    FakeTensorMap joined = map;
+    joined.rank = 4;
+    joined.sizes[0] = map.sizes[0] * map.sizes[2];
+    for (const auto& [to, from] : {std::pair(1, 3), {2, 1}, {3, 4}}) {
+      joined.sizes[to] = map.sizes[from];
+      joined.strides[to] = map.strides[from];
+      joined.box[to] = map.box[from];
+    }
+    return joined;
+  }
 
   void check_constants() const {
     EXPECT_EQ(value("HEAD_DIM"), problem.head_dim);

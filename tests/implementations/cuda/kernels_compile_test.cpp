@@ -44,7 +44,7 @@ std::vector<Listed> listed() {
   };
   // A decode keeps what does not change in registers, and spills some of it around the merge, once a row
   // block.
-  constexpr int decode_spills = 80, wide_decode_spills = 5200;
+  constexpr int decode_spills = 270, wide_decode_spills = 2720;
   // A forward so keeps what its row blocks' ends need; programs, written out for every score, take registers
   // too.
   constexpr int forward_spills = 200, scored_spills = 1050, documents_spills = 1500;
@@ -54,7 +54,7 @@ std::vector<Listed> listed() {
     add(K::forward, problem(head_dim, value_dim), 0, false, forward_spills);
     add(K::decode, problem(head_dim, value_dim, 4), 16, true, decode_spills);
   }
-  add(K::decode, problem(256, 256, 4), 16, true);
+  add(K::decode, problem(256, 256, 4), 16, true, decode_spills);
   // Every feature, with the usual head_dim.
   const Problem usual = problem(128, 128, 4);
   add(K::forward, with(usual, [](Problem& p) { p.mask = mask::all(); }), 0, false, forward_spills);
@@ -70,7 +70,7 @@ std::vector<Listed> listed() {
   const Mask documents = mask::causal() && mask::document(Table::integers("ids", {0}));
   add(K::forward, with(usual, [&](Problem& p) { p.mask = documents; }), 0, false, documents_spills);
   add(K::forward, with(usual, [](Problem& p) { p.sinks = true; }), 0, false, forward_spills);
-  add(K::decode, with(usual, [](Problem& p) { p.kv_dtype = DType::float8_e4m3; }), 16, true);
+  add(K::decode, with(usual, [](Problem& p) { p.kv_dtype = DType::float8_e4m3; }), 16, true, decode_spills);
   add(K::decode, with(usual, [](Problem& p) { p.dtype = DType::float16; }), 64, true, decode_spills);
   add(K::decode, usual, 0, true, decode_spills);
   add(K::decode, usual, 1, false, decode_spills);
