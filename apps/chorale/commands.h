@@ -24,5 +24,6 @@ void add_train_command(CLI::App& app, Action& action);
 void add_verify_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
 void add_kernels_command(CLI::App& app, Action& action);
+void add_bench_command(CLI::App& app, Action& action);
 
 }  // namespace chorale::app

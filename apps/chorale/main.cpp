@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   app::add_verify_command(app, action);
   app::add_generate_command(app, action);
   app::add_kernels_command(app, action);
+  app::add_bench_command(app, action);
 
   try {
     app.parse(argc, argv);

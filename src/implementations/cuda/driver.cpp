@@ -39,6 +39,7 @@ Result<Driver> open_driver() {
   find("cuMemFreeHost", d.free_host);
   find("cuMemcpyHtoDAsync_v2", d.copy_to_device);
   find("cuMemcpyDtoHAsync_v2", d.copy_to_host);
+  find("cuMemcpyDtoDAsync_v2", d.copy_on_device);
   find("cuMemsetD8Async", d.fill_bytes);
   find("cuStreamCreate", d.create_stream);
   find("cuStreamDestroy_v2", d.destroy_stream);

@@ -71,6 +71,7 @@ struct Driver {
   int (*free_host)(void*);
   int (*copy_to_device)(DevicePointer, const void*, std::size_t, Stream);
   int (*copy_to_host)(void*, DevicePointer, std::size_t, Stream);
+  int (*copy_on_device)(DevicePointer to, DevicePointer from, std::size_t, Stream);
   int (*fill_bytes)(DevicePointer, unsigned char, std::size_t, Stream);
   int (*create_stream)(Stream*, unsigned flags);
   int (*destroy_stream)(Stream);

@@ -3,6 +3,7 @@
 #include <elf.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -25,6 +26,7 @@ std::vector<std::string>& sources() {
 }
 
 using Action = std::function<void()>;
+using FakeEvent = std::chrono::steady_clock::time_point;
 struct FakeStream {
   unsigned long long id;
   bool capturing = false;
@@ -164,6 +166,11 @@ int cuMemcpyHtoDAsync_v2(cuda::DevicePointer to, const void* from, std::size_t b
 int cuMemcpyDtoHAsync_v2(void* to, cuda::DevicePointer from, std::size_t bytes, cuda::Stream stream) {
   return act(stream, [=] { std::memcpy(to, reinterpret_cast<const void*>(from), bytes); });
 }
+int cuMemcpyDtoDAsync_v2(cuda::DevicePointer to, cuda::DevicePointer from, std::size_t bytes,
+                         cuda::Stream stream) {
+  return act(stream,
+             [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
+}
 int cuMemsetD8Async(cuda::DevicePointer to, unsigned char value, std::size_t bytes, cuda::Stream stream) {
   return act(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
 }
@@ -181,12 +188,14 @@ int cuStreamWaitEvent(cuda::Stream stream, void*, unsigned) {
   return at(stream).capturing ? invalid_value : ok;
 }
 int cuStreamSynchronize(cuda::Stream stream) { return at(stream).capturing ? invalid_value : ok; }
-int cuEventCreate(int** event, unsigned) { return *event = new int(0), ok; }
-int cuEventDestroy_v2(int* event) { return delete event, ok; }
-int cuEventRecord(int*, cuda::Stream) { return ok; }
-int cuEventQuery(int*) { return ok; }
-int cuEventSynchronize(int*) { return ok; }
-int cuEventElapsedTime(float* milliseconds, int*, int*) { return *milliseconds = 0, ok; }
+int cuEventCreate(FakeEvent** event, unsigned) { return *event = new FakeEvent, ok; }
+int cuEventDestroy_v2(FakeEvent* event) { return delete event, ok; }
+int cuEventRecord(FakeEvent* event, cuda::Stream) { return *event = std::chrono::steady_clock::now(), ok; }
+int cuEventQuery(FakeEvent*) { return ok; }
+int cuEventSynchronize(FakeEvent*) { return ok; }
+int cuEventElapsedTime(float* milliseconds, const FakeEvent* start, const FakeEvent* end) {
+  return *milliseconds = std::chrono::duration<float, std::milli>(*end - *start).count(), ok;
+}
 int cuStreamBeginCapture_v2(cuda::Stream stream, int) { return at(stream).capturing = true, ok; }
 int cuStreamEndCapture(cuda::Stream stream, std::vector<Action>** graph) {
   at(stream).capturing = false;
