@@ -64,8 +64,7 @@ class Stopwatch {
     CHORALE_RETURN_IF_ERROR(d_.check(d_.record_event(end_, stream_), "marking the end"));
     CHORALE_RETURN_IF_ERROR(d_.check(d_.synchronize_event(end_), "running the kernel"));
     float milliseconds = 0;
-    CHORALE_RETURN_IF_ERROR(
-        d_.check(d_.event_milliseconds(&milliseconds, start_, end_), "reading the time"));
+    CHORALE_RETURN_IF_ERROR(d_.check(d_.event_milliseconds(&milliseconds, start_, end_), "reading the time"));
     return milliseconds * 1e-3 / steps;
   }
 

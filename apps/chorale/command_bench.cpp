@@ -77,7 +77,9 @@ Result<Limits> measure_limits(const Device& device, DType dtype, double seconds)
 
 // A decode is bound by bytes, the others by operations.
 bool counts_bytes(const Row& row) { return row.resolution.phase == Phase::decode; }
-double rate_of(const Row& row) { return (counts_bytes(row) ? row.bytes : row.operations) / row.timing.seconds; }
+double rate_of(const Row& row) {
+  return (counts_bytes(row) ? row.bytes : row.operations) / row.timing.seconds;
+}
 double limit_of(const Row& row, const Limits& limits) {
   return counts_bytes(row) ? limits.bandwidth : limits.operations;
 }
@@ -93,9 +95,11 @@ std::string describe_limit(const Row& row, const Limits& limits) {
   const double limit = limit_of(row, limits);
   if (limit == 0) return "";
   const bool on_gpu = row.resolution.device.kind == Device::Kind::cuda;
-  return fmt::format(
-      ", {:.0f}% of the {} of {} in this run", 100 * rate_of(row) / limit, describe_rate(limit, counts_bytes(row)),
-      !counts_bytes(row) ? "products alone" : on_gpu ? "a copy (read and written)" : "reading memory");
+  return fmt::format(", {:.0f}% of the {} of {} in this run", 100 * rate_of(row) / limit,
+                     describe_rate(limit, counts_bytes(row)),
+                     !counts_bytes(row) ? "products alone"
+                     : on_gpu           ? "a copy (read and written)"
+                                        : "reading memory");
 }
 
 void print_text(const std::vector<Row>& rows, const Limits& limits, const Device& device, int page_size,
@@ -105,9 +109,8 @@ void print_text(const std::vector<Row>& rows, const Limits& limits, const Device
     fmt::print("{} {}: {} {}\n", name(row.resolution.role), name(row.resolution.phase),
                row.resolution.implementation, row.resolution.fingerprint.to_string());
     fmt::print("  {} x {}, {}: {:.1f} us (spread {:.0f}%), {}{}\n", arguments.batch, arguments.length,
-               row.resolution.phase == Phase::forward
-                   ? "packed"
-                   : fmt::format("pages of {} in random order", page_size),
+               row.resolution.phase == Phase::forward ? "packed"
+                                                      : fmt::format("pages of {} in random order", page_size),
                row.timing.seconds * 1e6, row.timing.spread * 100,
                describe_rate(rate_of(row), counts_bytes(row)), describe_limit(row, limits));
   }
@@ -150,9 +153,8 @@ Result<int> run_bench(const BenchArguments& arguments) {
   for (const Phase phase : phases(role)) {
     if (phase == Phase::backward) continue;
     CHORALE_ASSIGN_OR_RETURN(Resolution resolution, roles.resolve(role, problem, device, 0, phase));
-    CHORALE_ASSIGN_OR_RETURN(
-        const Work work,
-        Work::create(problem, {phase, arguments.batch, arguments.length, run.rollout.page_size}));
+    CHORALE_ASSIGN_OR_RETURN(const Work work, Work::create(problem, {phase, arguments.batch, arguments.length,
+                                                                     run.rollout.page_size}));
     CHORALE_ASSIGN_OR_RETURN(const Timing timing, time_phase(resolution, work, arguments.seconds));
     rows.push_back({std::move(resolution), timing, work.operations(), work.bytes()});
   }
@@ -168,7 +170,8 @@ Result<int> run_bench(const BenchArguments& arguments) {
 
 void add_bench_command(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<BenchArguments>();
-  CLI::App* command = app.add_subcommand("bench", "Say how fast the attention of a role runs on this machine");
+  CLI::App* command =
+      app.add_subcommand("bench", "Say how fast the attention of a role runs on this machine");
   command->add_option("file", arguments->file, "The configuration, in YAML, with a model section")
       ->required();
   command->add_option("overrides", arguments->overrides, "key=value, in the place of what the file says");

@@ -24,7 +24,8 @@ class BenchCommand : public ::testing::Test {
     ::unsetenv("VERL_ATTN_IMPLEMENTATION");
   }
 
-  Result<int> run(std::vector<std::string> more, const std::string& batch = "2", const std::string& length = "40") {
+  Result<int> run(std::vector<std::string> more, const std::string& batch = "2",
+                  const std::string& length = "40") {
     std::vector<std::string> arguments{"bench",
                                        std::string(CHORALE_SOURCE_DIR) + "/examples/roles/short.yaml",
                                        "model.num_attention_heads=4",
@@ -53,7 +54,8 @@ class BenchCommand : public ::testing::Test {
     EXPECT_TRUE(status.has_value()) << status.status().message();
     return status ? nlohmann::json::parse(output_) : nlohmann::json();
   }
-  std::string refusal(std::vector<std::string> more, const std::string& batch = "2", const std::string& length = "40") {
+  std::string refusal(std::vector<std::string> more, const std::string& batch = "2",
+                      const std::string& length = "40") {
     const Result<int> status = run(std::move(more), batch, length);
     return status ? "not refused" : status.status().message();
   }
@@ -88,8 +90,9 @@ TEST_F(BenchCommand, CountsTheWorkOfEveryPhase) {
 
 TEST_F(BenchCommand, SaysWhatRan) {
   EXPECT_EQ(run({"rollout.attn_implementation=eager", "rollout.page_size=4"}).value(), app::exit_ok);
-  EXPECT_THAT(output_, AllOf(StartsWith("cpu ("), HasSubstr("rollout decode: eager eager/f64"),
-                             HasSubstr("pages of 4 in random order"), HasSubstr("of reading memory in this run")));
+  EXPECT_THAT(output_,
+              AllOf(StartsWith("cpu ("), HasSubstr("rollout decode: eager eager/f64"),
+                    HasSubstr("pages of 4 in random order"), HasSubstr("of reading memory in this run")));
   EXPECT_EQ(run({"rollout.kv_cache_dtype=float8_e4m3"}).value(), app::exit_ok) << "8-bit keys";
 }
 
