@@ -5,9 +5,9 @@
 
 LIBRARY is build/release/bench/libchorale_bench.so; `make bench-gpu` passes it. Chorale runs as any program would run it:
 Attention, Plan, the caller's device memory and stream. Peers: PyTorch's scaled_dot_product_attention with cuDNN and with
-FlashAttention-2, flex_attention compiled, FlashAttention-3 and FlashInfer where they can be imported. --compile only puts
-the kernels into the cache (CHORALE_KERNEL_CACHE), which needs no GPU. Exit status: 0; 1 where a result was wrong or missing;
-2 where nothing could be measured.
+FlashAttention-2, flex_attention compiled (in the table of masks; compiling takes a minute or more), FlashAttention-3 and
+FlashInfer where they can be imported. --compile only puts the kernels into the cache (CHORALE_KERNEL_CACHE), which needs no
+GPU. Exit status: 0; 1 where a result was wrong or missing; 2 where nothing could be measured.
 """
 
 import argparse
@@ -25,8 +25,8 @@ import time
 import numpy
 
 from chorale_c import Chorale, Failure
-from gpu_cases import (CHUNKS, DECODE, DECODE_HEADS, DECODE_KV_HEADS, DIM, FLEX_FORWARD, FORWARD, H200_COPY, MASK_HEADS, NO_CHUNKS, PAGES,
-                       ROTATE_BYTES, TILE, TOKENS, WRONG, all_requests, causal_mod, decode_request, forward_request, mask_request, mask_rows,
+from gpu_cases import (CHUNKS, DECODE, DECODE_HEADS, DECODE_KV_HEADS, DIM, FORWARD, H200_COPY, MASK_HEADS, NO_CHUNKS, PAGES,
+                       ROTATE_BYTES, TILE, TOKENS, WRONG, all_requests, decode_request, forward_request, mask_request, mask_rows,
                        page_table, plan_lengths)
 from gpu_report import Report, card_state, processor, sm_clock
 
@@ -39,7 +39,7 @@ except ImportError:  # compiling the kernels needs none
     torch = None
 
 PATIENCE = 120  # seconds for a row, compiling included
-COMPILE_PATIENCE = 60  # for all of flex_attention's kernels
+COMPILE_PATIENCE = 120  # seconds for all of flex_attention's kernels
 
 
 def compile_kernels(chorale, rows):
@@ -60,25 +60,20 @@ def compile_kernels(chorale, rows):
     return failures
 
 
-def compile_flex(job):
+def compile_flex(which):
     """In a process of its own: what torch.compile makes stays in its cache on disk. Gives the seconds that it took."""
     start = time.perf_counter()
     torch.set_grad_enabled(False)
-    kind, which = job
-    row = mask_rows("cuda")[which if kind == "masks" else 0]
-    batch, length, heads, kv_heads, _ = which if kind == "forward" else (1, TOKENS, MASK_HEADS, MASK_HEADS, True)
-    q, k, v = (gpu_peers.by_heads(torch.zeros(batch * length, h, DIM, dtype=torch.bfloat16, device="cuda"), batch)
-               for h in (heads, kv_heads, kv_heads))
-    gpu_peers.flex(q, k, v, gpu_peers.block_mask(row.mask_mod, length), row.score_mod)
+    row = mask_rows("cuda")[which]
+    q, k, v = (gpu_peers.by_heads(torch.zeros(TOKENS, MASK_HEADS, DIM, dtype=torch.bfloat16, device="cuda"), 1) for _ in range(3))
+    gpu_peers.flex(q, k, v, gpu_peers.block_mask(row.mask_mod, TOKENS), row.score_mod)
     return time.perf_counter() - start
 
 
-def compile_peers(rows):
+def compile_peers():
     """flex_attention's kernels, a process each: one after another they take minutes. The rows compile what is missing."""
-    jobs = [("forward", shape) for shape in FLEX_FORWARD if "forward" in rows]
-    jobs += [("masks", i) for i in range(len(mask_rows(None))) if "masks" in rows]
-    start, seconds = time.perf_counter(), []
-    with multiprocessing.get_context("spawn").Pool(max(1, min(len(jobs), os.cpu_count()))) as pool:  # its end ends the processes
+    jobs, start, seconds = range(len(mask_rows(None))), time.perf_counter(), []
+    with multiprocessing.get_context("spawn").Pool(min(len(jobs), os.cpu_count())) as pool:  # its end ends the processes
         for result in [pool.apply_async(compile_flex, (job,)) for job in jobs]:
             try:
                 seconds.append(f"{result.get(max(1, COMPILE_PATIENCE - (time.perf_counter() - start))):.0f}")
@@ -173,7 +168,7 @@ class Bench:
                          f"8192³ bfloat16 product {2 * 8192**3 / samples['product'].median / 1e6:.0f} TFLOP/s.")
 
     def forward(self):
-        peers = self.peer_names(self.peers.CUDNN, self.peers.FLASH_2, self.peers.FLEX, self.peers.FLASH_3)
+        peers = self.peer_names(self.peers.CUDNN, self.peers.FLASH_2, self.peers.FLASH_3)
         columns = [cell for peer in peers for cell in (peer, "×")]
         self.report.table("Forward, bfloat16, head_dim 128: TFLOP/s (spread)",
                           ["batch × length, heads", "Chorale", *columns, "FA3 on an H200", "of it", "µs", "SM MHz", "max difference"])
@@ -201,9 +196,6 @@ class Bench:
                 steps[peer] = lambda i, peer=peer: p.sdpa(peer, tq, tk, tv, causal)
             elif peer == p.FLASH_3:
                 steps[peer] = lambda i: p.flash_3_forward(q, k, v, batch, causal)
-            elif peer == p.FLEX and shape in FLEX_FORWARD:
-                mask = p.block_mask(causal_mod, length)
-                steps[peer] = lambda i: p.flex(tq, tk, tv, mask)
         return steps
 
     def chorale_forward(self, made, q, k, v, name="Chorale"):
@@ -325,6 +317,8 @@ class Bench:
 
     def masks(self):
         p = self.peers
+        faulthandler.cancel_dump_traceback_later()
+        compile_peers()  # here, so that it costs no other table its time
         self.report.table(
             f"Masks and scores, 1 × {TOKENS}, {MASK_HEADS}/{MASK_HEADS}: TFLOP/s of the visible pairs (spread)",
             ["mask", "Chorale", "flex_attention", "×", "flex builds its mask, ms", "× with that", f"tiles of {TILE}² seen", "a tile costs, of causal's", "µs", "max difference"])
@@ -452,7 +446,6 @@ def main():
         print("bench: needs a GPU and a PyTorch that can use it" if torch else "bench: PyTorch is not installed", file=sys.stderr)
         sys.exit(2)
     torch.set_grad_enabled(False)
-    compile_peers(rows)
     sys.exit(Bench(chorale, arguments).run(rows))
 
 

@@ -14,7 +14,6 @@ DIM, TOKENS = 128, 16384
 FORWARD = {(32, 512, 16, 16, True): 335, (16, 1024, 16, 16, True): None, (8, 2048, 16, 16, True): 619,
            (4, 4096, 16, 16, True): 691, (2, 8192, 16, 16, True): None, (1, 16384, 16, 16, True): 758,
            (4, 4096, 32, 8, True): 707, (1, 16384, 32, 8, True): 766, (1, 16384, 16, 16, False): 757}
-FLEX_FORWARD = {(4, 4096, 16, 16, True), (1, 16384, 16, 16, True)}  # compiling takes long
 CHUNKS = [(8, 2048, 16, 16, True), (4, 4096, 16, 16, True), (1, 16384, 16, 16, True)]
 NO_CHUNKS = 1 << 20  # keys of a chunk: more than any row has
 # batch, keys: microseconds of FlashAttention-3 on an H200, page 16, automatic splits.
