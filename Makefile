@@ -37,7 +37,7 @@ format: ## rewrite the sources in the project's format
 
 bench: ## build and run the benchmarks
 	scripts/setup.sh build
-	$(call configure_and_build,release) --target chorale_bench model_cpu bench
+	$(call configure_and_build,release) --target chorale_bench model_cpu
 	scripts/bench.sh
 
 bench-gpu: ## race attention on a GPU against its peers, with a PYTHON that has PyTorch for CUDA, into RESULTS=FILE.md
