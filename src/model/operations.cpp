@@ -72,17 +72,8 @@ HWY_INLINE void for_vectors(std::int64_t n, const Body& body) {
 struct Exact {
   static HWY_INLINE V round(V x) { return x; }
 };
-// To bfloat16, as base/float.h rounds.
 struct Bfloat16 {
-  static HWY_INLINE V round(V x) {
-    const hn::RebindToUnsigned<D> du;
-    const auto bits = hn::BitCast(du, x);
-    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-    const auto nearest = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
-    const auto nan = hn::RebindMask(du, hn::IsNaN(x));
-    const auto chosen = hn::IfThenElse(nan, hn::Or(bits, hn::Set(du, 0x400000)), nearest);
-    return hn::BitCast(D(), hn::And(chosen, hn::Set(du, 0xffff0000u)));
-  }
+  static HWY_INLINE V round(V x) { return simd::HWY_NAMESPACE::round_to_bfloat16(D(), x); }
 };
 
 HWY_INLINE V logistic(V x) {

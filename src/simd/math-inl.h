@@ -42,20 +42,6 @@ HWY_INLINE V scale_by_power_of_two(D d, V x, VI n) {
 inline constexpr float exp2_coefficients[] = {0x1.62e43p-1f,  0x1.ebfbdcp-3f,  0x1.c6aee8p-5f,
                                               0x1.3b2d4cp-7f, 0x1.5f3e52p-10f, 0x1.41fbbcp-13f};
 
-// 2^x. 2^n is exact, 2^f for f in [-1/2, 1/2] a polynomial 1 + f P(f). -inf gives 0, NaN gives NaN.
-template <class D, class V>
-HWY_INLINE V exp2_vector(D d, V x) {
-  // Beyond these bounds the result is 0 or infinity whatever is added. Min and Max would lose NaN on some
-  // machines.
-  const V bounded = hn::IfThenElse(hn::Gt(x, hn::Set(d, 129.0f)), hn::Set(d, 129.0f),
-                                   hn::IfThenElse(hn::Lt(x, hn::Set(d, -151.0f)), hn::Set(d, -151.0f), x));
-  const V whole = hn::Round(bounded);
-  const V f = hn::Sub(bounded, whole);  // exact
-  const V fraction = hn::MulAdd(polynomial(d, f, exp2_coefficients), f, hn::Set(d, 1.0f));
-  const V y = scale_by_power_of_two(d, fraction, hn::NearestInt(whole));
-  return hn::IfThenElse(hn::Eq(x, x), y, x);
-}
-
 // 2^x for x <= 0 as softmax needs it: fewer steps, 0 below -126. NaN gives NaN.
 template <class D, class V>
 HWY_INLINE V exp2_of_difference(D d, V x) {
@@ -126,6 +112,18 @@ HWY_INLINE V log_vector(D d, V x) {
   y = hn::IfThenElse(hn::Eq(x, infinity), infinity, y);
   y = hn::IfThenElse(hn::Eq(x, hn::Zero(d)), hn::Neg(infinity), y);
   return hn::IfThenElse(hn::Ge(x, hn::Zero(d)), y, hn::Set(d, __builtin_nanf("")));
+}
+
+// To the nearest bfloat16, as base/float.h rounds; NaN stays NaN.
+template <class D, class V>
+HWY_INLINE V round_to_bfloat16(D d, V x) {
+  const hn::RebindToUnsigned<D> du;
+  const auto bits = hn::BitCast(du, x);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+  const auto nearest = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
+  const auto nan = hn::RebindMask(du, hn::IsNaN(x));
+  const auto chosen = hn::IfThenElse(nan, hn::Or(bits, hn::Set(du, 0x400000)), nearest);
+  return hn::BitCast(d, hn::And(chosen, hn::Set(du, 0xffff0000u)));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -9,6 +9,8 @@
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
 #include <hwy/highway.h>
 
+#include "simd/math-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace chorale::simd {
 namespace HWY_NAMESPACE {
@@ -93,23 +95,13 @@ HWY_NOINLINE void product_pairs_target(const PairArguments& p) {
   }
 }
 
-// As base/float.h rounds; NaN stays NaN.
-HWY_INLINE V rounded(V x) {
-  const DU du;
-  const auto bits = hn::BitCast(du, x);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-  const auto nearest = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
-  const auto nan = hn::RebindMask(du, hn::IsNaN(x));
-  const auto chosen = hn::IfThenElse(nan, hn::Or(bits, hn::Set(du, 0x400000)), nearest);
-  return hn::BitCast(D(), hn::And(chosen, hn::Set(du, 0xffff0000u)));
-}
-
 HWY_NOINLINE void narrow_pairs_target(const float* first, const float* second, std::int64_t count,
                                       std::uint32_t* to) {
   const D d;
   const DU du;
   const auto pair = [&](V low, V high) HWY_ATTR {
-    return hn::Or(hn::ShiftRight<16>(hn::BitCast(du, rounded(low))), hn::BitCast(du, rounded(high)));
+    return hn::Or(hn::ShiftRight<16>(hn::BitCast(du, round_to_bfloat16(d, low))),
+                  hn::BitCast(du, round_to_bfloat16(d, high)));
   };
   std::int64_t i = 0;
   for (; i + N <= count; i += N) {
@@ -129,11 +121,11 @@ HWY_NOINLINE void round_rows_target(float* x, std::int64_t row, std::int64_t row
   const D d;
   for (std::int64_t i = 0; i < rows; ++i, x += row) {
     std::int64_t j = 0;
-    for (; j + N <= columns; j += N) hn::StoreU(rounded(hn::LoadU(d, x + j)), d, x + j);
+    for (; j + N <= columns; j += N) hn::StoreU(round_to_bfloat16(d, hn::LoadU(d, x + j)), d, x + j);
     if (j == columns) continue;
     alignas(64) float rest[16] = {};
     for (std::int64_t r = j; r < columns; ++r) rest[r - j] = x[r];
-    hn::Store(rounded(hn::Load(d, rest)), d, rest);
+    hn::Store(round_to_bfloat16(d, hn::Load(d, rest)), d, rest);
     for (std::int64_t r = j; r < columns; ++r) x[r] = rest[r - j];
   }
 }

@@ -41,7 +41,6 @@ struct Functions {
   float (*max)(const float*, std::int64_t);
   float (*sum_exp)(const float*, std::int64_t, float, float);
   void (*softmax_gradient)(const float*, std::int64_t, float, float, float, float, float*);
-  void (*exp2)(const float*, float*, std::int64_t);
   void (*exp)(const float*, float*, std::int64_t);
   void (*tanh)(const float*, float*, std::int64_t);
   void (*log)(const float*, float*, std::int64_t);
@@ -78,9 +77,6 @@ HWY_INLINE void map(const float* x, float* y, std::int64_t count, F f) {
   std::memcpy(y + i, rest, static_cast<std::size_t>(count - i) * sizeof(float));
 }
 
-void exp2_array(const float* x, float* y, std::int64_t count) {
-  map(x, y, count, [](V v) { return exp2_vector(D(), v); });
-}
 void exp_array(const float* x, float* y, std::int64_t count) {
   map(x, y, count, [](V v) { return exp_vector(D(), v); });
 }
@@ -457,7 +453,6 @@ const Functions* functions_of_target() {
     max_array,
     sum_exp_array,
     softmax_gradient_array,
-    exp2_array,
     exp_array,
     tanh_array,
     log_array,
@@ -535,7 +530,6 @@ void softmax_gradient(const float* x, std::int64_t count, float temperature, flo
                       float factor, float* y) {
   functions().softmax_gradient(x, count, temperature, largest, sum, factor, y);
 }
-void exp2(const float* x, float* y, std::int64_t count) { functions().exp2(x, y, count); }
 void exp(const float* x, float* y, std::int64_t count) { functions().exp(x, y, count); }
 void tanh(const float* x, float* y, std::int64_t count) { functions().tanh(x, y, count); }
 void log(const float* x, float* y, std::int64_t count) { functions().log(x, y, count); }

@@ -66,8 +66,6 @@ void softmax_gradient(const float* x, std::int64_t count, float temperature, flo
                       float factor, float* y);
 
 // Elementwise, in place or not. Accuracy in units in the last place is measured in tests/simd.
-void exp2(const float* x, float* y,
-          std::int64_t count);  // at most 1 ulp or so; exact at integers; 0 below -150
 void exp(const float* x, float* y, std::int64_t count);
 void tanh(const float* x, float* y, std::int64_t count);
 void log(const float* x, float* y, std::int64_t count);

@@ -34,13 +34,11 @@ double largest_error(Function f, double (*exact)(double), float low, float high)
 }
 
 TEST(Math, IsAccurate) {
-  EXPECT_LT(largest_error(simd::exp2, std::exp2, -126.0f, 127.9f), 1.2);
-  EXPECT_LT(largest_error(simd::exp2, std::exp2, -150.0f, -126.0f), 1.1) << "subnormal results";
-  EXPECT_LT(largest_error(simd::exp2, std::exp2, -1.0f, 1.0f), 1.2);
   EXPECT_LT(largest_error(simd::exp2_nonpositive, std::exp2, -125.9f, 0.0f), 1.5);
   EXPECT_LT(largest_error(simd::exp2_nonpositive, std::exp2, -1.0f, 0.0f), 1.5);
   EXPECT_LT(largest_error(simd::exp, std::exp, -87.0f, 88.7f), 1.2);
   EXPECT_LT(largest_error(simd::exp, std::exp, -1.0f, 1.0f), 1.2);
+  EXPECT_LT(largest_error(simd::exp, std::exp, -104.0f, -87.4f), 1.1) << "subnormal results";
   EXPECT_LT(largest_error(simd::tanh, std::tanh, -10.0f, 10.0f), 2.0);
   EXPECT_LT(largest_error(simd::tanh, std::tanh, -0.63f, 0.63f), 2.0);
   EXPECT_LT(largest_error(simd::log, std::log, 1e-30f, 1e30f), 1.5);
@@ -57,11 +55,6 @@ float one(Function f, float x) {
 TEST(Math, HasTheRightEdges) {
   constexpr float infinity = std::numeric_limits<float>::infinity(),
                   nan = std::numeric_limits<float>::quiet_NaN();
-  for (int n = -149; n < 128; ++n) EXPECT_EQ(one(simd::exp2, static_cast<float>(n)), std::ldexp(1.0f, n));
-  EXPECT_EQ(one(simd::exp2, -infinity), 0.0f);
-  EXPECT_EQ(one(simd::exp2, -1e30f), 0.0f);
-  EXPECT_EQ(one(simd::exp2, infinity), infinity);
-  EXPECT_EQ(one(simd::exp2, 128.0f), infinity);
   for (int n = -126; n <= 0; ++n)
     EXPECT_EQ(one(simd::exp2_nonpositive, static_cast<float>(n)), std::ldexp(1.0f, n));
   EXPECT_EQ(one(simd::exp2_nonpositive, -126.1f), 0.0f);
@@ -77,7 +70,7 @@ TEST(Math, HasTheRightEdges) {
   EXPECT_EQ(one(simd::log, 0.0f), -infinity);
   EXPECT_EQ(one(simd::log, infinity), infinity);
   EXPECT_TRUE(std::isnan(one(simd::log, -1.0f)));
-  for (const Function f : {simd::exp2, simd::exp2_nonpositive, simd::exp, simd::tanh, simd::log})
+  for (const Function f : {simd::exp2_nonpositive, simd::exp, simd::tanh, simd::log})
     EXPECT_TRUE(std::isnan(one(f, nan)));
 }
 
@@ -87,7 +80,7 @@ TEST(Math, DoesNotLookAtNeighbours) {
   std::normal_distribution<float> normal(0, 4);
   std::vector<float> x(67), y(67);
   for (float& value : x) value = normal(random);
-  for (const Function f : {simd::exp2, simd::exp, simd::tanh}) {
+  for (const Function f : {simd::exp2_nonpositive, simd::exp, simd::tanh, simd::log}) {
     f(x.data(), y.data(), 67);
     for (std::size_t i = 0; i < x.size(); ++i)
       EXPECT_EQ(std::bit_cast<std::uint32_t>(one(f, x[i])), std::bit_cast<std::uint32_t>(y[i]));
