@@ -1,5 +1,6 @@
 // `chorale train FILE [key=value ...]`: a training run.
 #include <fmt/core.h>
+#include <CLI/CLI.hpp>
 
 #include <csignal>
 #include <memory>
@@ -41,6 +42,7 @@ void print_line(std::string_view line) {
 }
 
 Result<int> train(const Arguments& arguments) {
+  stop_after_this_step();  // one that comes while the run is prepared is kept for its first step
   CHORALE_ASSIGN_OR_RETURN(const auto run,
                            Run::prepare({.config_file = arguments.file,
                                          .overrides = arguments.overrides,
@@ -49,7 +51,6 @@ Result<int> train(const Arguments& arguments) {
                                          .command = arguments.command(arguments.resume),
                                          .print = print_line,
                                          .stop_requested = [] { return stop_requested != 0; }}));
-  stop_after_this_step();
   CHORALE_ASSIGN_OR_RETURN(const RunEnd end, run->train());
   if (end == RunEnd::interrupted) {
     print_line(fmt::format("stopped on request; checkpoint {}\ncontinue with: {}",

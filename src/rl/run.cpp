@@ -68,8 +68,10 @@ Result<std::unique_ptr<Run>> Run::prepare(const RunOptions& options) {
 
   CHORALE_ASSIGN_OR_RETURN(ResolvedRoles resolved,
                            roles.resolve_all(problem, Device::cpu(config.threads), roles.layers()));
-  options.print(resolved.explain());
-  CHORALE_RETURN_IF_ERROR(resolved.check());
+  if (const Status agreed = resolved.check(); !agreed.is_ok()) {
+    options.print(resolved.explain());  // which role disagrees, and why
+    return agreed;
+  }
 
   CHORALE_ASSIGN_OR_RETURN(RunFolder folder,
                            RunFolder::open(options.output.empty() ? "runs/" + config.name : options.output));
@@ -81,6 +83,7 @@ Result<std::unique_ptr<Run>> Run::prepare(const RunOptions& options) {
         fmt::format("{} is left from an interrupted run: continue it with --resume, choose another folder "
                     "with --out, or remove it",
                     *checkpoint));
+  options.print(resolved.explain());
 
   std::unique_ptr<Run> run(
       new Run(options, config, problem, std::move(resolved), std::move(task), std::move(folder)));

@@ -44,7 +44,8 @@ enum class RunEnd { done, interrupted };
 class Run {
  public:
   // Reads the configuration, resolves every role, opens the output folder and, to resume, the checkpoint.
-  // Whatever can be refused is refused here, before anything is trained. Prints the resolution.
+  // Whatever can be refused is refused here, before anything is trained. Prints the resolution, if that is
+  // why, or once nothing else is.
   static Result<std::unique_ptr<Run>> prepare(const RunOptions& options);
 
   // Trains to the end, or to the step after which a stop was requested: then a checkpoint is left.
