@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "mask/bounds.h"
+#include "mask/expr.h"
 #include "mask/table.h"
 
 namespace chorale {
@@ -109,20 +110,8 @@ std::string_view function_name(Op op) {
 }
 
 std::string_view operator_of(Op op) {
-  switch (op) {
-    case Op::less:
-      return "<";
-    case Op::less_equal:
-      return "<=";
-    case Op::equal:
-      return "==";
-    case Op::not_equal:
-      return "!=";
-    case Op::logical_and:
-      return "&&";
-    default:
-      return "||";
-  }
+  if (op == Op::logical_and) return "&&";
+  return op == Op::logical_or ? "||" : symbol(op);
 }
 
 // What both readings of a program have in common: names of values, and which integers need 64 bits.

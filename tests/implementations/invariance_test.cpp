@@ -11,6 +11,7 @@
 #include "base/float.h"
 #include "implementations/conformance/cases.h"
 #include "implementations/conformance/check.h"
+#include "implementations/conformance/rows.h"
 #include "implementations/servants.h"
 
 namespace chorale {
@@ -18,56 +19,19 @@ namespace {
 
 using conformance::Background;
 using conformance::Case;
+using conformance::collect;
 using conformance::Data;
+using conformance::differences;
+using conformance::RowBits;
+using conformance::Rows;
 using conformance::Sequence;
-
-// A row of a result, found by what it is and not by where it lies: (content, position, head).
-using Token = std::tuple<std::uint64_t, std::int64_t, std::int64_t>;
-using Bits = std::vector<std::uint32_t>;
-using Rows = std::map<Token, Bits>;
 
 struct Results {
   Rows forward;  // out, then lse
   Rows grad_q;
   Rows grad_keys;  // grad_k, then grad_v
-  Bits grad_sinks;
+  RowBits grad_sinks;
 };
-
-void append(const TensorView& view, std::int64_t row, std::int64_t head, Bits& bits) {
-  const std::int64_t columns = view.rank == 3 ? view.shape[2] : 1;
-  for (std::int64_t c = 0; c < columns; ++c) {
-    const std::int64_t at = row * view.stride[0] + head * view.stride[1] + c;
-    bits.push_back(std::bit_cast<std::uint32_t>(load_element(view.data, view.dtype, at)));
-  }
-}
-
-Rows collect(const Case& test, std::int32_t Sequence::*length,
-             std::initializer_list<const conformance::Stored*> tensors) {
-  Rows rows;
-  std::int64_t row = 0;
-  for (const Sequence& s : test.sequences) {
-    for (std::int64_t i = 0; i < s.*length; ++i, ++row) {
-      for (std::int64_t head = 0; head < (*tensors.begin())->view.shape[1]; ++head) {
-        Bits& bits = rows[{s.content, s.keys - s.*length + i, head}];
-        for (const auto* tensor : tensors) append(tensor->view, row, head, bits);
-      }
-    }
-  }
-  return rows;
-}
-
-// How many rows of `some` are in `all` with other bits. Rows that `all` lacks are a mistake of the test.
-std::size_t differences(const Rows& all, const Rows& some) {
-  std::size_t count = 0;
-  for (const auto& [token, bits] : some) {
-    const auto found = all.find(token);
-    if (found == all.end())
-      ADD_FAILURE() << "no row to compare with";
-    else if (found->second != bits)
-      ++count;
-  }
-  return count;
-}
 
 struct Feature {
   std::string_view name;
@@ -107,13 +71,13 @@ class Invariance : public EveryImplementation {
     const auto plan = implementation().plan(test.problem, data.batch, Device::cpu(threads)).value();
     const Status status = implementation().forward(*plan, data.forward());
     EXPECT_TRUE(status.is_ok()) << status.message();
-    return collect(test, &Sequence::queries, {&data.out, &data.lse});
+    return conformance::forward_rows(test, data);
   }
   Results both(const Case& test, int threads = 1) const { return both(implementation(), test, threads); }
   static Results both(const Implementation& implementation, const Case& test, int threads = 1) {
     const Data data =
         conformance::run(implementation, test, Background::poison, Device::cpu(threads)).value();
-    Results results{.forward = collect(test, &Sequence::queries, {&data.out, &data.lse}),
+    Results results{.forward = conformance::forward_rows(test, data),
                     .grad_q = collect(test, &Sequence::queries, {&data.grad_q}),
                     .grad_keys = collect(test, &Sequence::keys, {&data.grad_k, &data.grad_v}),
                     .grad_sinks = {}};

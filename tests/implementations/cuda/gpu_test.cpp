@@ -13,6 +13,7 @@
 #include "base/threads.h"
 #include "implementations/conformance/cases.h"
 #include "implementations/conformance/check.h"
+#include "implementations/conformance/rows.h"
 #include "implementations/cuda/cuda_attention.h"
 #include "implementations/cuda/on_gpu.h"
 #include "implementations/cuda/order.h"
@@ -23,7 +24,9 @@ namespace {
 using conformance::Background;
 using conformance::Case;
 using conformance::Data;
+using conformance::differences;
 using conformance::Passes;
+using conformance::Rows;
 using conformance::Sequence;
 using ::testing::HasSubstr;
 using testing::OnDevice;
@@ -85,39 +88,7 @@ TEST_F(OnHopper, ConformsAtEveryFeatureAndShape) {
   for (const auto& [type, m] : margins) fmt::print("  {:10} out {:.3f}  lse {:.3f}\n", type, m.out, m.lse);
 }
 
-// ---- Bits. A row of a result, found by what it is and not by where it lies: (content, position, head).
-
-using Token = std::tuple<std::uint64_t, std::int64_t, std::int64_t>;
-using Rows = std::map<Token, std::vector<std::uint32_t>>;
-
-Rows collect(const Case& test, const Data& data) {
-  Rows rows;
-  std::int64_t row = 0;
-  for (const Sequence& s : test.sequences)
-    for (std::int64_t i = 0; i < s.queries; ++i, ++row)
-      for (int head = 0; head < test.problem.query_heads; ++head) {
-        auto& bits = rows[{s.content, s.keys - s.queries + i, head}];
-        const auto append = [&](const TensorView& view, std::int64_t at) {
-          bits.push_back(std::bit_cast<std::uint32_t>(load_element(view.data, view.dtype, at)));
-        };
-        for (int c = 0; c < test.problem.value_dim(); ++c)
-          append(data.out.view, row * data.out.view.stride[0] + head * data.out.view.stride[1] + c);
-        append(data.lse.view, row * data.lse.view.stride[0] + head);
-      }
-  return rows;
-}
-
-std::size_t differences(const Rows& all, const Rows& some) {
-  std::size_t count = 0;
-  for (const auto& [token, bits] : some) {
-    const auto found = all.find(token);
-    if (found == all.end())
-      ADD_FAILURE() << "no row to compare with";
-    else
-      count += found->second != bits;
-  }
-  return count;
-}
+// ---- Bits.
 
 struct Feature {
   std::string_view name;
@@ -163,7 +134,7 @@ class Bits : public OnHopper, public ::testing::WithParamInterface<Shape> {
   Rows forward(const Implementation& attention, const Case& test) const {
     const auto data = conformance::run(attention, test, Background::poison, Device::cuda(), Passes::forward);
     EXPECT_TRUE(data.has_value()) << data.status().message();
-    return data ? collect(test, *data.operator->()) : Rows();
+    return data ? conformance::forward_rows(test, *data.operator->()) : Rows();
   }
   Rows forward(const Case& test) const { return forward(*attention_, test); }
 
@@ -305,7 +276,8 @@ TEST_P(Runtime, TwoStreamsOfOnePlanGetWhatOneGets) {
       device.set_stream(stream);
       for (int run = 0; run < std::min(runs, 20) && ok; ++run)
         ok = cuda_attention().forward(*plan, device.tensors()).is_ok();
-      ok = ok && device.to_host().is_ok() && differences(reference, collect(test, mine)) == 0;
+      ok = ok && device.to_host().is_ok() &&
+           differences(reference, conformance::forward_rows(test, mine)) == 0;
       same += ok;
     });
   for (std::thread& thread : threads) thread.join();
