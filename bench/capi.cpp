@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "peaks.h"
+#include "bench/peaks.h"
 
 namespace chorale::bench {
 namespace {

@@ -15,10 +15,10 @@
 
 #include "base/float.h"
 #include "base/threads.h"
+#include "bench/peaks.h"
 #include "chorale/chorale.h"
 #include "model/model.h"
 #include "model_operations.h"
-#include "peaks.h"
 #include "rollout/cached_attention.h"
 #include "rollout/sampler.h"
 #include "simd/dot_tiles.h"

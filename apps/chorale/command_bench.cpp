@@ -1,6 +1,7 @@
 // chorale bench FILE [key=value ...] [--role rollout] [--device cuda] [--batch N] [--length N]: how fast the
 // attention runs that a role would use, against the machine's limits from the same run.
 #include <fmt/core.h>
+#include <CLI/CLI.hpp>
 
 #include <memory>
 #include <nlohmann/json.hpp>

@@ -1,6 +1,7 @@
 // chorale generate FOLDER (--prompt TEXT | --prompt-tokens 1,2,3): samples from a model folder.
 #include <fmt/core.h>
 #include <fmt/ranges.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <memory>

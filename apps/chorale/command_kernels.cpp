@@ -1,6 +1,7 @@
 // chorale kernels FILE [key=value ...] [--arch sm_90a]: the GPU kernels that a configuration needs, compiled
 // ahead of time. Needs no GPU.
 #include <fmt/core.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <memory>

@@ -1,5 +1,6 @@
 // chorale resolve FILE [key=value ...] [--device cuda] [--json]: what every role would run, and why.
 #include <fmt/core.h>
+#include <CLI/CLI.hpp>
 
 #include <memory>
 #include <string>

@@ -2,6 +2,7 @@
 // the same bits, and if not, where they part. On a GPU runs attention alone: its tensors are copied there and
 // back, and the rest of the model runs here.
 #include <fmt/core.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <memory>

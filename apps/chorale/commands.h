@@ -1,11 +1,13 @@
 // The subcommands of `chorale`: one file each, command_<name>.cpp, which adds itself to the command line.
 #pragma once
 
-#include <CLI/CLI.hpp>
-
 #include <functional>
 
 #include "chorale/status.h"
+
+namespace CLI {
+class App;
+}
 
 namespace chorale::app {
 
@@ -25,5 +27,9 @@ void add_verify_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
 void add_kernels_command(CLI::App& app, Action& action);
 void add_bench_command(CLI::App& app, Action& action);
+void add_commands(CLI::App& app, Action& action);  // all of these
+
+// What main() does.
+int run(int argc, char** argv);
 
 }  // namespace chorale::app

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "commands.h"
+#include "apps/run_command.h"
 #include "implementations/cuda/on_gpu.h"
 
 namespace chorale {
@@ -38,15 +38,9 @@ class BenchCommand : public ::testing::Test {
                                        "--seconds",
                                        "0"};
     arguments.insert(arguments.end(), more.begin(), more.end());
-    CLI::App cli;
-    app::Action action;
-    app::add_bench_command(cli, action);
-    std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes them
-    cli.parse(arguments);
-    ::testing::internal::CaptureStdout();
-    Result<int> status = action();
-    output_ = ::testing::internal::GetCapturedStdout();
-    return status;
+    app::Outcome outcome = app::run_command(std::move(arguments));
+    output_ = outcome.output;
+    return outcome.status;
   }
   nlohmann::json run_json(std::vector<std::string> more) {
     more.emplace_back("--json");

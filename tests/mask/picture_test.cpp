@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "apps/run_command.h"
 #include "base/files.h"
-#include "commands.h"
 #include "mask/picture.h"
 #include "mask/program.h"
 
@@ -112,21 +112,11 @@ TEST(Picture, LimitsAreNamed) {
   EXPECT_EQ(outside.status().message(), "table ids: index q goes from 0 to 3, but the table has 2 values");
 }
 
-struct Outcome {
-  Result<int> status;
-  std::string output;
-};
+using app::Outcome;
 
 Outcome run(std::vector<std::string> arguments) {
-  CLI::App cli;
-  app::Action action;
-  app::add_mask_command(cli, action);
   arguments.insert(arguments.begin(), "mask");
-  std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes them
-  cli.parse(arguments);
-  ::testing::internal::CaptureStdout();
-  Result<int> status = action();
-  return {std::move(status), ::testing::internal::GetCapturedStdout()};
+  return app::run_command(std::move(arguments));
 }
 
 class MaskCommand : public ::testing::Test {

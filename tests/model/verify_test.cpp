@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "commands.h"
+#include "apps/run_command.h"
 #include "model/fixture.h"
 
 namespace chorale {
@@ -198,16 +198,10 @@ class VerifyCommand : public ::testing::Test {
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
   Result<int> run(std::vector<std::string> arguments) {
-    CLI::App cli;
-    app::Action action;
-    app::add_verify_command(cli, action);
     arguments.insert(arguments.begin(), {"verify", "--requests", "3"});
-    std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes them
-    cli.parse(arguments);
-    ::testing::internal::CaptureStdout();
-    Result<int> status = action();
-    output_ = ::testing::internal::GetCapturedStdout();
-    return status;
+    app::Outcome outcome = app::run_command(std::move(arguments));
+    output_ = outcome.output;
+    return outcome.status;
   }
   std::string refusal(std::vector<std::string> arguments) {
     const Result<int> status = run(std::move(arguments));

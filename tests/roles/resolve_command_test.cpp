@@ -6,30 +6,18 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
-#include "commands.h"
+#include "apps/run_command.h"
 
 namespace chorale::app {
 namespace {
 
 using ::testing::HasSubstr;
 
-struct Outcome {
-  Result<int> status;
-  std::string output;
-};
-
 Outcome run(std::vector<std::string> arguments) {
   ::unsetenv("CHORALE_ATTN_IMPLEMENTATION");
   ::unsetenv("VERL_ATTN_IMPLEMENTATION");
-  CLI::App cli;
-  Action action;
-  add_resolve_command(cli, action);
   arguments.insert(arguments.begin(), "resolve");
-  std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes them
-  cli.parse(arguments);
-  ::testing::internal::CaptureStdout();
-  Result<int> status = action();
-  return {std::move(status), ::testing::internal::GetCapturedStdout()};
+  return run_command(std::move(arguments));
 }
 
 const std::string examples = CHORALE_SOURCE_DIR "/examples/roles/";
