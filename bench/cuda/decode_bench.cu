@@ -57,7 +57,8 @@ __device__ inline u16 cached_bits(float x, int tensor) {  // codes where the cac
 __device__ inline double cached_value(float x, int tensor) {
   const u16 bits = cached_bits(x, tensor);
   if constexpr (Config::fp8_cache)
-    return unpack<Config::bfloat16>(static_cast<u16>(decode_pair(bits, tensor == 1 ? key_scale : value_scale)));
+    return unpack<Config::bfloat16>(
+        static_cast<u16>(decode_pair(bits, tensor == 1 ? key_scale : value_scale)));
   return unpack<Config::bfloat16>(bits);
 }
 

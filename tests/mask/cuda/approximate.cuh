@@ -19,7 +19,9 @@ inline float __int_as_float(std::uint32_t x) { return std::bit_cast<float>(x); }
 inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline float __int2float_rn(int x) { return static_cast<float>(x); }
 inline float __ll2float_rn(long long x) { return static_cast<float>(x); }
-inline int __float2int_rn(float x) { return std::isnan(x) ? 0 : static_cast<int>(x); }  // of whole numbers only
+inline int __float2int_rn(float x) {
+  return std::isnan(x) ? 0 : static_cast<int>(x);
+}  // of whole numbers only
 inline int __clz(int x) { return std::countl_zero(static_cast<std::uint32_t>(x)); }
 inline long long __mul64hi(long long x, long long y) {
   return static_cast<long long>((static_cast<__int128>(x) * y) >> 64);
