@@ -5,22 +5,22 @@
 namespace chorale::kernels {
 
 struct Config {
-  static constexpr int head_dim = CHORALE_HEAD_DIM;          // of queries and keys: 64, 96, 128, 192, 256
-  static constexpr int value_dim = CHORALE_VALUE_DIM;        // of values and outputs
-  static constexpr int group = CHORALE_GROUP;                // query heads of a KV head
-  static constexpr bool bfloat16 = CHORALE_BFLOAT16;         // else float16
-  static constexpr bool fp8_cache = CHORALE_FP8_CACHE;       // keys and values are e4m3 with a scale per head
+  static constexpr int head_dim = CHORALE_HEAD_DIM;     // of queries and keys: 64, 96, 128, 192, 256
+  static constexpr int value_dim = CHORALE_VALUE_DIM;   // of values and outputs
+  static constexpr int group = CHORALE_GROUP;           // query heads of a KV head
+  static constexpr bool bfloat16 = CHORALE_BFLOAT16;    // else float16
+  static constexpr bool fp8_cache = CHORALE_FP8_CACHE;  // keys and values are e4m3 with a scale per head
   static constexpr bool paged = CHORALE_PAGED;
-  static constexpr int page_size = CHORALE_PAGE_SIZE;        // paged: a power of two from 1 to 256
-  static constexpr bool masked = CHORALE_MASKED;             // has a mask program
-  static constexpr bool scored = CHORALE_SCORED;             // has a score program
+  static constexpr int page_size = CHORALE_PAGE_SIZE;  // paged: a power of two from 1 to 256
+  static constexpr bool masked = CHORALE_MASKED;       // has a mask program
+  static constexpr bool scored = CHORALE_SCORED;       // has a score program
   static constexpr bool sinks = CHORALE_SINKS;
-  static constexpr bool chunked = CHORALE_CHUNKED;           // decode: some sequence has more than one chunk
+  static constexpr bool chunked = CHORALE_CHUNKED;  // decode: some sequence has more than one chunk
 
-  static constexpr int tile = CHORALE_TILE;                  // T: keys of a step
-  static constexpr int chunk = CHORALE_CHUNK;                // C: keys whose partial state starts from nothing
-  static constexpr int positions = CHORALE_POSITIONS;        // query positions of a row block
-  static constexpr int rows = positions * group;             // rows in use of a row block
+  static constexpr int tile = CHORALE_TILE;            // T: keys of a step
+  static constexpr int chunk = CHORALE_CHUNK;          // C: keys whose partial state starts from nothing
+  static constexpr int positions = CHORALE_POSITIONS;  // query positions of a row block
+  static constexpr int rows = positions * group;       // rows in use of a row block
 };
 
 }  // namespace chorale::kernels

@@ -137,8 +137,8 @@ class Bringer {
     return memory_.shared.next_item;
   }
 
-  // One slab of keys or values. What lies past the sequence's end keeps what was there. A slot of the ring is one
-  // warp's: who waits for its barrier has seen all its turns.
+  // One slab of keys or values. What lies past the sequence's end keeps what was there. A slot of the ring is
+  // one warp's: who waits for its barrier has seen all its turns.
   template <bool values>
   __device__ __forceinline__ void bring_slab(const Pass& pass, int tile, int slab, u64* full) {
     const int slot = slabs_.index();

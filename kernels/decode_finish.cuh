@@ -91,9 +91,9 @@ __device__ __forceinline__ void store_partial(const ForwardParams& params, const
     }
 }
 
-// Step i of a row block's merges takes the states of slots 31 i to 31 i + 31: the first is the total so far, or
-// chunk 0, and the last becomes the total. Steps follow one another in order; each is done by whoever is the
-// last to bring one of its states, while other blocks of threads are still busy with later chunks.
+// Step i of a row block's merges takes the states of slots 31 i to 31 i + 31: the first is the total so far,
+// or chunk 0, and the last becomes the total. Steps follow one another in order; each is done by whoever is
+// the last to bring one of its states, while other blocks of threads are still busy with later chunks.
 struct StepRange {
   int first, count;
   bool last;
@@ -130,8 +130,7 @@ __device__ __forceinline__ float weigh(MergeStep& step, const Partials& partials
     if (lane >= distance) through = fmaxf(through, earlier);
   }
   const MergeWeights weights = merge_weights(__shfl_up_sync(~0u, through, 1), own, factor);
-  if (real)
-    *reinterpret_cast<float4*>(step.weights[row][lane]) = {weights.total, weights.chunk, sum, 0.f};
+  if (real) *reinterpret_cast<float4*>(step.weights[row][lane]) = {weights.total, weights.chunk, sum, 0.f};
   return __shfl_sync(~0u, through, 31);
 }
 

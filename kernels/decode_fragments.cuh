@@ -41,8 +41,8 @@ __device__ __forceinline__ void load_queries(u32 (&b)[4], const DecodeShared& sh
     const unsigned char* rows = shared.query[pair / 2];
     for (int step = 0; step < 2; ++step) {
       const int column = pair % 2 * 32 + step * 16 + lane % 4 * 4;
-      const uint2 x = *reinterpret_cast<const uint2*>(rows + swizzled(8 * group + lane / 4, column / 8) +
-                                                      column % 8 * 2);
+      const uint2 x =
+          *reinterpret_cast<const uint2*>(rows + swizzled(8 * group + lane / 4, column / 8) + column % 8 * 2);
       b[2 * step] = x.x;
       b[2 * step + 1] = x.y;
     }

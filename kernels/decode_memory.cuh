@@ -32,14 +32,14 @@ constexpr int value_slabs = (Config::value_dim + slab_columns - 1) / slab_column
 constexpr int query_slabs = (Config::head_dim + 63) / 64;
 constexpr int query_slab_bytes = padded_rows * slab_row_bytes;
 
-// A slab is filled by boxes of consecutive slots: packed keys have one a tile, pages of fewer slots than a tile
-// one a page. In shared memory: [box][column block][slot of the box][128 bytes].
+// A slab is filled by boxes of consecutive slots: packed keys have one a tile, pages of fewer slots than a
+// tile one a page. In shared memory: [box][column block][slot of the box][128 bytes].
 constexpr int box_slots =
     Config::paged && Config::page_size < Config::tile ? Config::page_size : Config::tile;
 constexpr int tile_boxes = Config::tile / box_slots, box_bytes = slab_bytes / tile_boxes;
 
-// A warp takes 50 clocks to hand a box to the copy engine, and 250 for a slab: two keep up with the memory. Small
-// pages are brought by threads, 16 bytes at a time.
+// A warp takes 50 clocks to hand a box to the copy engine, and 250 for a slab: two keep up with the memory.
+// Small pages are brought by threads, 16 bytes at a time.
 constexpr bool copies_rows = Config::paged && Config::page_size <= most_slots_by_threads;
 static_assert(!copies_rows || Config::page_size <= Config::tile);
 constexpr int bringers = copies_rows ? 128 : 64;  // threads

@@ -122,9 +122,10 @@ __device__ void bring_values(const ForwardParams& params, ForwardMemory& shared)
   }
 }
 
-// The last warp makes values safe to multiply. 0 times NaN is NaN, so what a row does not see must be finite where
-// it is multiplied with p = 0: rows past the sequence's end become zero, and in a tile that is partly visible so do
-// values that are not finite, which the consumers add where they are seen (add_infinite_values).
+// The last warp makes values safe to multiply. 0 times NaN is NaN, so what a row does not see must be finite
+// where it is multiplied with p = 0: rows past the sequence's end become zero, and in a tile that is partly
+// visible so do values that are not finite, which the consumers add where they are seen
+// (add_infinite_values).
 constexpr int value_pieces = Config::tile * value_blocks * 8;  // of 16 bytes, 8 a row
 
 __device__ __forceinline__ void clear_dead_values(uint4* pieces, int live, int lane) {

@@ -145,8 +145,9 @@ __device__ __forceinline__ void multiply(float (&out)[out_count], const float (&
   for (int i = 0; i < out_count; ++i) out[i] = __fmul_rn(out[i], by[i / 2 % 2]);
 }
 
-// Values that are not finite were cleared from a partly visible tile (scrub): here they meet the rows that see
-// them. Whether the sum is NaN or infinite does not depend on when they come in. Rare: from the cache's own memory.
+// Values that are not finite were cleared from a partly visible tile (scrub): here they meet the rows that
+// see them. Whether the sum is NaN or infinite does not depend on when they come in. Rare: from the cache's
+// own memory.
 __device__ __forceinline__ void add_infinite_values(float (&out)[out_count], const u32 (&p)[score_count / 2],
                                                     const ForwardParams& params, const Item& item,
                                                     const ThreadRows& rows, int tile, const KeySet& keys) {
@@ -164,9 +165,10 @@ __device__ __forceinline__ void add_infinite_values(float (&out)[out_count], con
       const u32 pair = __shfl_sync(~0u, pairs[key / 8 * 2 + r], key % 8 / 2, 4);
       probability[r] = unpack<Config::bfloat16>(key % 2 == 0 ? pair : pair >> 16);
       const int row = rows.of(r);
-      visible[r] = program_visible(params.plan.tables, item.sequence,
-                                   params.first_query_head + item.kv_head * Config::group + row % Config::group,
-                                   item.q_position + row / Config::group, k);
+      visible[r] =
+          program_visible(params.plan.tables, item.sequence,
+                          params.first_query_head + item.kv_head * Config::group + row % Config::group,
+                          item.q_position + row / Config::group, k);
     }
     const SlotPlace place = find_slot(params.plan, item, k);
     const u16* values = static_cast<const u16*>(params.v_rows.data) + place.page * params.v_page_stride +
@@ -224,7 +226,8 @@ __device__ __forceinline__ void store(const float (&out)[out_count], const Softm
   }
   const int lane = threadIdx.x % 32, first = rows.row - lane / 4;  // the warp's first row
   const auto place = [&](int row, int piece) {                     // of 8 columns
-    return piece / 8 * (forward_rows * block_row_bytes) + row * block_row_bytes + ((piece % 8) ^ (row % 8)) * 16;
+    return piece / 8 * (forward_rows * block_row_bytes) + row * block_row_bytes +
+           ((piece % 8) ^ (row % 8)) * 16;
   };
 #pragma unroll
   for (int i = 0; i < out_count / 8; ++i) {  // 16 columns
@@ -235,9 +238,11 @@ __device__ __forceinline__ void store(const float (&out)[out_count], const Softm
       const float y = finished(out[8 * i + 2 * j + 1], end[j % 2].factor);
       d[j] = Config::bfloat16 ? pack_bfloat16(x, y) : pack_float16(x, y);
     }
-    store_matrices(shared_address(buffer) + place(first + lane % 16, 2 * i + lane / 16), d[0], d[1], d[2], d[3]);
+    store_matrices(shared_address(buffer) + place(first + lane % 16, 2 * i + lane / 16), d[0], d[1], d[2],
+                   d[3]);
   }
-  fence_proxy_async();  // the copy engine writes there next; before the stores below, since it waits for all stores
+  fence_proxy_async();  // the copy engine writes there next; before the stores below, since it waits for all
+                        // stores
   __syncwarp();
   constexpr int pieces = Config::value_dim / 8;  // in a row
   constexpr int together = 4;                    // of a thread: on their way at once
@@ -260,8 +265,9 @@ __device__ __forceinline__ void store(const float (&out)[out_count], const Softm
 #pragma unroll
   for (int r = 0; r < 2; ++r)
     if (const int row = rows.of(r); params.lse != nullptr && rows.quad_lane == 0 && is_real(row))
-      params.lse[static_cast<long long>(item.q_row + row / Config::group) * (params.kv_heads * Config::group) +
-                 head_of(row)] = end[r].lse;
+      params
+          .lse[static_cast<long long>(item.q_row + row / Config::group) * (params.kv_heads * Config::group) +
+               head_of(row)] = end[r].lse;
 }
 
 // Before the step's keys are released, and with them this.
@@ -305,7 +311,8 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     pin(out);
     if constexpr (Config::masked)
       if ((step.flags & Step::partial) != 0 && uniform(shared.infinite[value.index].any))
-        add_infinite_values(out, p, params, shared.item[item.index], rows, step.tile, shared.infinite[value.index]);
+        add_infinite_values(out, p, params, shared.item[item.index], rows, step.tile,
+                            shared.infinite[value.index]);
     if (speaks) mbarrier_arrive(&shared.value_free[value.index]);
     value.next();
   };

@@ -66,7 +66,7 @@ struct ForwardMemory {
   unsigned char value[values][value_tile_bytes];
 
   Item item[items];
-  Step step[keys];        // what key[i] is
+  Step step[keys];               // what key[i] is
   ValueStep value_step[values];  // what value[i] is
   KeySet infinite[values];       // of those of value[i] that are partly visible: cleared there
 

@@ -1,6 +1,6 @@
 // What emitted programs are made of: the arithmetic of mask and score programs (chorale/mask.h), at a point
-// and over intervals. `int` where the host has shown that nothing overflows, else `long long`, which saturates.
-// Every rounding is written, so that the compiler has no say in it.
+// and over intervals. `int` where the host has shown that nothing overflows, else `long long`, which
+// saturates. Every rounding is written, so that the compiler has no say in it.
 #pragma once
 
 #include "approximate.cuh"
@@ -15,7 +15,8 @@ using Long = long long;
 constexpr Long most_long = 0x7fffffffffffffffLL;
 constexpr Long least_long = -most_long - 1;
 
-__device__ __forceinline__ Long saturate(unsigned long long wrapped, unsigned long long overflow, unsigned long long x) {
+__device__ __forceinline__ Long saturate(unsigned long long wrapped, unsigned long long overflow,
+                                         unsigned long long x) {
   return overflow >> 63 ? (x >> 63 ? least_long : most_long) : Long(wrapped);
 }
 __device__ __forceinline__ int add(int x, int y) { return x + y; }
@@ -106,7 +107,8 @@ __device__ __forceinline__ float tanh(float x) {
 __device__ __forceinline__ float log(float x) {
   const bool subnormal = x < 0x1p-126f;
   const auto bits = static_cast<unsigned>(__float_as_int(subnormal ? __fmul_rn(x, 0x1p23f) : x));
-  const int shifted = static_cast<int>(bits + (0x3f800000u - 0x3f3504f3u));  // wraps for NaN, which is handled below
+  const int shifted =
+      static_cast<int>(bits + (0x3f800000u - 0x3f3504f3u));  // wraps for NaN, which is handled below
   const float m = __int_as_float((shifted & 0x007fffff) + 0x3f3504f3);
   const float e = __fsub_rn(__int2float_rn((shifted >> 23) - 127), subnormal ? 23.0f : 0.0f);
   const float r = __fsub_rn(m, 1.0f), squared = __fmul_rn(r, r);
@@ -135,7 +137,9 @@ __device__ __forceinline__ float fast_tanh(float x) {
 
 // ---- Tables. Outside of a table its edge is read, so that positions beyond a sequence's end do no harm.
 
-__device__ __forceinline__ int clamp(Long i, int size) { return int(maximum(Long(0), minimum(i, Long(size) - 1))); }
+__device__ __forceinline__ int clamp(Long i, int size) {
+  return int(maximum(Long(0), minimum(i, Long(size) - 1)));
+}
 __device__ __forceinline__ int clamp(int i, int size) { return maximum(0, minimum(i, size - 1)); }
 template <class Value>
 __device__ __forceinline__ const Value* pointer(const void* const& field) {
@@ -247,10 +251,15 @@ __device__ __forceinline__ Truth less_equal(Interval<T> x, Interval<T> y) {
 }
 template <class T>
 __device__ __forceinline__ Truth equal(Interval<T> x, Interval<T> y) {
-  return {x.least == x.most && y.least == y.most && x.least == y.least, x.least <= y.most && y.least <= x.most};
+  return {x.least == x.most && y.least == y.most && x.least == y.least,
+          x.least <= y.most && y.least <= x.most};
 }
-__device__ __forceinline__ Truth logical_and(Truth x, Truth y) { return {x.least && y.least, x.most && y.most}; }
-__device__ __forceinline__ Truth logical_or(Truth x, Truth y) { return {x.least || y.least, x.most || y.most}; }
+__device__ __forceinline__ Truth logical_and(Truth x, Truth y) {
+  return {x.least && y.least, x.most && y.most};
+}
+__device__ __forceinline__ Truth logical_or(Truth x, Truth y) {
+  return {x.least || y.least, x.most || y.most};
+}
 __device__ __forceinline__ Truth logical_not(Truth x) { return {!x.most, !x.least}; }
 __device__ __forceinline__ Truth equal(Truth x, Truth y) {
   const bool known = x.least == x.most && y.least == y.most;
@@ -266,9 +275,10 @@ __device__ __forceinline__ Truth select(Truth condition, Truth x, Truth y) {
   return {x.least && y.least, x.most || y.most};
 }
 
-// Least and most of a range of a table's row. Every row has a binary tree: its leaves are groups of 8 values at
-// [leaves, 2 leaves), node n stands for nodes 2n and 2n + 1. A range is covered by three nodes of one level, which
-// widens it by less than its own length (by nothing where both ends lie on that level's boundaries).
+// Least and most of a range of a table's row. Every row has a binary tree: its leaves are groups of 8 values
+// at [leaves, 2 leaves), node n stands for nodes 2n and 2n + 1. A range is covered by three nodes of one
+// level, which widens it by less than its own length (by nothing where both ends lie on that level's
+// boundaries).
 constexpr int leaf_values = 8;
 __device__ __forceinline__ Interval<int> row_extent(const TableView& table, int row, int first, int last) {
   const int columns = __ldg(&table.columns);
@@ -283,7 +293,9 @@ __device__ __forceinline__ Interval<int> row_extent(const TableView& table, int 
   const int from = (leaves + first) >> level, to = (leaves + last) >> level;
   const Long base = 2 * Long(leaves) * row;
   const int* tree = pointer<int>(table.extremes);
-  const auto node = [&](int i) { return Interval<int>{__ldg(tree + 2 * (base + i)), __ldg(tree + 2 * (base + i) + 1)}; };
+  const auto node = [&](int i) {
+    return Interval<int>{__ldg(tree + 2 * (base + i)), __ldg(tree + 2 * (base + i) + 1)};
+  };
   return hull(hull(node(from), node(minimum(from + 1, to))), node(to));
 }
 
@@ -293,14 +305,16 @@ __device__ __forceinline__ Interval<int> extent(const TableView& table, Interval
   return row_extent(table, 0, clamp(columns.least, size), clamp(columns.most, size));
 }
 template <class R, class C>
-__device__ __forceinline__ Interval<int> extent(const TableView& table, Interval<R> rows, Interval<C> columns) {
+__device__ __forceinline__ Interval<int> extent(const TableView& table, Interval<R> rows,
+                                                Interval<C> columns) {
   constexpr int most_rows = 16;  // more are not looked at, and anything may be
   const int row_size = __ldg(&table.rows), column_size = __ldg(&table.columns);
   const int first_row = clamp(rows.least, row_size), last_row = clamp(rows.most, row_size);
   const int first = clamp(columns.least, column_size), last = clamp(columns.most, column_size);
   if (last_row - first_row >= most_rows) return {int(0x80000000), 0x7fffffff};
   Interval<int> result = row_extent(table, first_row, first, last);
-  for (int row = first_row + 1; row <= last_row; ++row) result = hull(result, row_extent(table, row, first, last));
+  for (int row = first_row + 1; row <= last_row; ++row)
+    result = hull(result, row_extent(table, row, first, last));
   return result;
 }
 

@@ -131,15 +131,16 @@ __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Where a launch may overlap the one before it (programmatic dependent launch): waits until that one is complete
-// and its writes are visible. And: the next launch may begin to occupy what this one leaves free.
+// Where a launch may overlap the one before it (programmatic dependent launch): waits until that one is
+// complete and its writes are visible. And: the next launch may begin to occupy what this one leaves free.
 __device__ __forceinline__ void grid_dependency_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void grid_dependency_launch() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-// Adds one to a counter that starts again at 0 after `last`; returns what it was. What this thread and those that
-// it has synchronised with wrote before is visible to whoever sees the new count, and the other way round.
+// Adds one to a counter that starts again at 0 after `last`; returns what it was. What this thread and those
+// that it has synchronised with wrote before is visible to whoever sees the new count, and the other way
+// round.
 __device__ __forceinline__ u32 count_arrival(u32* counter, u32 last) {
   u32 before;
   asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
@@ -181,18 +182,20 @@ __device__ __forceinline__ void copy_box(void* to, const void* map, u64* barrier
 }
 // The same of a tensor of 4 or 5 dimensions that is read once: it is the first to leave the L2 cache.
 constexpr u64 evict_first = 0x12f0000000000000;  // as createpolicy makes it
-__device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2,
-                                                  int c3) {
+__device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1,
+                                                  int c2, int c3) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, "
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, "
+      "{%3, "
       "%4, %5, %6}], [%2], %7;" ::"r"(shared_address(to)),
       "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(evict_first)
       : "memory");
 }
-__device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2,
-                                                  int c3, int c4) {
+__device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1,
+                                                  int c2, int c3, int c4) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, "
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, "
+      "{%3, "
       "%4, %5, %6, %7}], [%2], %8;" ::"r"(shared_address(to)),
       "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(evict_first)
       : "memory");
@@ -235,7 +238,8 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u
 }
 
 __device__ __forceinline__ void store_16_bytes(void* to, uint4 x) {
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+               : "memory");
 }
 // --- asynchronous copies of 16 bytes ------------------------------------------------------------------
 
@@ -247,7 +251,8 @@ __device__ __forceinline__ void copy_16_bytes_or_zero(u32 to, const void* from, 
                : "memory");
 }
 __device__ __forceinline__ void copies_arrive(u64* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
 }
 
 }  // namespace chorale::kernels

@@ -31,10 +31,10 @@ __device__ __forceinline__ float rescale_factor(float old_maximum, float new_max
 struct MergeWeights {
   float maximum, total, chunk;
 };
-__device__ __forceinline__ MergeWeights merge_weights(float total_maximum, float chunk_maximum, float factor) {
+__device__ __forceinline__ MergeWeights merge_weights(float total_maximum, float chunk_maximum,
+                                                      float factor) {
   const float maximum = fmaxf(total_maximum, chunk_maximum);
-  return {maximum,
-          total_maximum == -infinity ? -0.f : rescale_factor(total_maximum, maximum, factor),
+  return {maximum, total_maximum == -infinity ? -0.f : rescale_factor(total_maximum, maximum, factor),
           chunk_maximum == -infinity ? -0.f : rescale_factor(chunk_maximum, maximum, factor)};
 }
 __device__ __forceinline__ float merge(float total, float chunk, const MergeWeights& weights) {

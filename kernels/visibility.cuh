@@ -28,8 +28,8 @@ __device__ __forceinline__ int tile_coverage(const ForwardParams& params, const 
   return coverage;
 }
 
-// The score of one query and key as the softmax takes it: through the score program, and -infinity where the row
-// does not see the key. A tile that is not `partial` is seen whole.
+// The score of one query and key as the softmax takes it: through the score program, and -infinity where the
+// row does not see the key. A tile that is not `partial` is seen whole.
 __device__ __forceinline__ float finished_score(const ForwardParams& params, float score, int sequence,
                                                 int kv_len, int h, int q, int k, bool is_partial) {
   if constexpr (Config::scored)

@@ -27,8 +27,8 @@ __device__ __forceinline__ void pin(float (&registers)[size]) {
 }
 
 // Operands in shared memory are blocks of 64 columns (128 bytes) a row, rows one after another, swizzled by
-// 128 bytes as the copy engine writes them; a block starts at a multiple of 1024 bytes. Descriptors of them differ in
-// their lower word only, which is all that is computed: 64-bit sums between two instructions would delay the second.
+// 128 bytes as the copy engine writes them; a block starts at a multiple of 1024 bytes. Descriptors of them
+// differ in their lower word only, which is all that is computed.
 constexpr u64 swizzle_128 = 1, descriptor_high = swizzle_128 << 30 | 1024 >> 4;
 
 // Rows are M or N, columns the inner dimension. Step s of 16 columns within a block: add 2 s.
@@ -86,14 +86,14 @@ __device__ __forceinline__ u64 descriptor(u32 low) { return descriptor_high << 3
   ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define CHORALE_L48 CHORALE_L32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define CHORALE_L64 CHORALE_L48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define CHORALE_L96                                                      \
-  CHORALE_L64                                                            \
-      ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" \
-      ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define CHORALE_L128                                                                 \
-  CHORALE_L96                                                                        \
-      ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
-      ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define CHORALE_L96                                                  \
+  CHORALE_L64                                                        \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" \
+  ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define CHORALE_L128                                                             \
+  CHORALE_L96                                                                    \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
+  ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
 // d (+)= a b; where `accumulate` is 0 d is overwritten. rows_by_rows: a and b in shared memory, the inner
 // dimension along columns. registers_by_columns: a is a fragment in registers, b's inner dimension is its
