@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# check_format.sh [--fix]: every tracked C++ and CUDA file (of kernels/ only .cu and .h) against .clang-format; with --fix, rewrites what differs.
+# check_format.sh [--fix]: every tracked C++ and CUDA file against .clang-format; with --fix, rewrites what differs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1-}" in
@@ -7,4 +7,4 @@ case "${1-}" in
   --fix) action=(-i) ;;
   *) echo "check_format: '$1': must be --fix or nothing" >&2; exit 2 ;;
 esac
-git ls-files -z '*.h' '*.cpp' '*.cu' '*.cuh' ':!kernels/*.cuh' | xargs -0 --no-run-if-empty clang-format "${action[@]}"
+git ls-files -z '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 --no-run-if-empty clang-format "${action[@]}"
