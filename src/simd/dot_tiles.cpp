@@ -3,7 +3,9 @@
 #include "simd/dot_tiles.h"
 
 // GCC 12's own header leaves a vector uninitialised on purpose and warns of it when inlined.
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #include <cpuid.h>
 #include <immintrin.h>
@@ -15,6 +17,7 @@
 #include <utility>
 
 #include "base/settings.h"
+#include "simd/transpose_16.h"
 
 #define CHORALE_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 #define CHORALE_AMX __attribute__((target("amx-tile,amx-bf16,avx512f")))
@@ -152,31 +155,6 @@ CHORALE_AVX512_BF16 void avx512_product(const Product& p) {
     for (; column + 32 <= p.shape.columns; column += 32) avx512_block<8, 2>(p, row, column);
     for (; column < p.shape.columns; column += 16) avx512_block<8, 1>(p, row, column);
   }
-}
-
-// 16 x 16 transposition of 32-bit elements: by pairs, fours, then 128-bit lanes.
-CHORALE_AVX512_BF16 inline void transpose_16x16(__m512i (&r)[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4)
-    for (int j = 0; j < 2; ++j) {
-      r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
-      r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
-    }
-  for (int j = 0; j < 4; ++j) {
-    const __m512i low_01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88),
-                  high_01 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-    const __m512i low_23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88),
-                  high_23 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
-    t[j] = _mm512_shuffle_i32x4(low_01, low_23, 0x88);
-    t[8 + j] = _mm512_shuffle_i32x4(low_01, low_23, 0xdd);
-    t[4 + j] = _mm512_shuffle_i32x4(high_01, high_23, 0x88);
-    t[12 + j] = _mm512_shuffle_i32x4(high_01, high_23, 0xdd);
-  }
-  for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
 CHORALE_AVX512_BF16 void pack_transposed(const bfloat16* const* in, std::int64_t rows, std::int64_t columns,

@@ -1,14 +1,17 @@
 #include "implementations/cpu/amx_kernels.h"
 
 // GCC 12's own header leaves vectors uninitialised on purpose and warns of it when inlined.
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #include <immintrin.h>
 
 #include <limits>
 
 #include "implementations/cpu/amx_vectors.h"
+#include "simd/transpose_16.h"
 
 namespace chorale::tiled::amx {
 namespace {
@@ -174,7 +177,7 @@ CHORALE_AMX void pack_queries(const bfloat16* const* rows, std::int64_t count, s
     for (std::int64_t g = 0; g < 2; ++g, out += tile_elements) {
       __m512i block[16];
       for (std::int64_t r = 0; r < 16; ++r) block[r] = load_row(rows, g * 16 + r, count, column, dim);
-      transpose(block);
+      simd::transpose_16x16(block);
       for (std::int64_t r = 0; r < 16; ++r) _mm512_store_si512(out + r * 32, block[r]);
     }
 }
@@ -198,8 +201,8 @@ CHORALE_AMX bool pack_values(const bfloat16* const* rows, std::int64_t count, st
                 _mm512_cmpge_epu16_mask(_mm512_and_si512(b, magnitude), infinity);
       interleave(a, b, low[pair], high[pair]);
     }
-    transpose(low);
-    transpose(high);
+    simd::transpose_16x16(low);
+    simd::transpose_16x16(high);
     for (std::int64_t r = 0; r < 16; ++r) {
       _mm512_store_si512(out + r * 32, low[r]);
       _mm512_store_si512(out + tile_elements + r * 32, high[r]);
@@ -297,7 +300,7 @@ CHORALE_AMX void unpack(const float* out, std::int64_t dim, float* rows) {
     for (std::int64_t g = 0; g < 2; ++g, out += 256) {
       __m512i block[16];
       for (std::int64_t r = 0; r < 16; ++r) block[r] = _mm512_load_si512(out + r * 16);
-      transpose(block);
+      simd::transpose_16x16(block);
       for (std::int64_t r = 0; r < 16; ++r)
         _mm512_storeu_si512(rows + (g * group_rows + r) * row + i * 16, block[r]);
     }
@@ -315,7 +318,7 @@ CHORALE_AMX void store_quotients(const float* out, const float* divisors, std::i
         for (std::int64_t r = 0; r < 16; ++r)
           halves[half][r] = (__m512i)_mm512_add_ps(_mm512_div_ps(_mm512_load_ps(tile + r * 16), divisor),
                                                    _mm512_setzero_ps());
-        transpose(halves[half]);
+        simd::transpose_16x16(halves[half]);
       }
       for (std::int64_t r = 0; r < 16 && g * group_rows + r < count; ++r)
         _mm512_mask_storeu_epi16(rows[g * group_rows + r] + column, columns,
@@ -413,7 +416,7 @@ CHORALE_AMX void softmax_of_few(const float* scores, float factor, Lanes& lanes,
   slab.finish(lanes);
   __m512i block[16];
   for (std::int64_t r = 0; r < 16; ++r) block[r] = _mm512_load_si512(p + r * 32);
-  transpose(block);
+  simd::transpose_16x16(block);
   for (std::int64_t r = 0; r < 16; ++r) _mm512_store_si512(p + r * 32, block[r]);
 }
 
