@@ -25,6 +25,7 @@ except ImportError:
     torch = None
 
 from chorale_c import Chorale, request
+from machine import processor
 
 
 def aligned(values):
@@ -266,14 +267,6 @@ class Bench:
             for batch, context in ((1, 8192), (16, 8192)) if self.quick else (
                     (1, 1024), (16, 1024), (64, 1024), (1, 8192), (16, 8192), (64, 8192), (1, 32768), (16, 32768)):
                 self.decode(dtype, batch, context)
-
-
-def processor():
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "unknown processor"
 
 
 def main():

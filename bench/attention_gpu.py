@@ -28,7 +28,8 @@ from chorale_c import Chorale, Failure
 from gpu_cases import (CHUNKS, DECODE, DECODE_HEADS, DECODE_KV_HEADS, DIM, FORWARD, H200_COPY, MASK_HEADS, NO_CHUNKS, PAGES,
                        ROTATE_BYTES, TILE, TOKENS, WRONG, all_requests, decode_request, forward_request, mask_request, mask_rows,
                        page_table, plan_lengths)
-from gpu_report import Report, card_state, processor, sm_clock
+from gpu_report import Report, card_state, sm_clock
+from machine import processor
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers takes longer to start than they to compile
 try:
