@@ -1,4 +1,5 @@
-// A step that AMX, AVX-512 and the packing of tiles share. For functions whose instruction sets include AVX-512F.
+// A step that AMX, AVX-512 and the packing of tiles share. For functions whose instruction sets include
+// AVX-512F.
 #pragma once
 
 #include <immintrin.h>

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <vector>
 
@@ -38,6 +39,12 @@ struct FakeModule {
 struct FakeFunction {
   std::string entry, source;
 };
+// Modules and functions are the context's, which is never destroyed. Under `mutex`.
+template <class T>
+T& kept(T made) {
+  static auto& all = *new std::deque<T>;
+  return all.emplace_back(std::move(made));
+}
 FakeStream default_stream{1, false, {}};
 std::atomic<unsigned long long> next_stream = 2;
 
@@ -132,11 +139,11 @@ int cuModuleLoadData(FakeModule** module, const char* image) {
   int source = 0;
   std::memcpy(&source, image + sizeof(Elf64_Ehdr) + 8, sizeof source);
   const std::lock_guard lock(mutex);
-  *module = new FakeModule{sources()[static_cast<std::size_t>(source)]};
-  return ok;
+  return *module = &kept<FakeModule>({sources()[static_cast<std::size_t>(source)]}), ok;
 }
 int cuModuleGetFunction(FakeFunction** function, FakeModule* module, const char* name) {
-  return *function = new FakeFunction{name, module->source}, ok;
+  const std::lock_guard lock(mutex);
+  return *function = &kept<FakeFunction>({name, module->source}), ok;
 }
 int cuFuncSetAttribute(void*, int, int value) { return value <= shared_bytes ? ok : invalid_value; }
 int cuLaunchKernelEx(const cuda::LaunchConfig* config, FakeFunction* function, void** parameters, void**) {
