@@ -35,7 +35,7 @@ Result<double> compile(const CaseRequest& request) {
   for (const auto& [kind, part] :
        {std::pair(cuda::KernelKind::forward, &work.forward), {cuda::KernelKind::decode, &work.decode}}) {
     if (part->row_blocks.empty()) continue;
-    const auto key = cuda::kernel_key(kind, problem, order, batch.page_size, part->chunked, part->positions);
+    const auto key = cuda::kernel_key(kind, problem, order, batch.page_size, part->positions);
     CHORALE_ASSIGN_OR_RETURN(const cuda::CompiledKernel kernel,
                              cuda::compile_kernel(key, cuda::hopper, cache));
     if (!kernel.from_cache) seconds += kernel.seconds;

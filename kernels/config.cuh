@@ -15,7 +15,6 @@ struct Config {
   static constexpr bool masked = CHORALE_MASKED;       // has a mask program
   static constexpr bool scored = CHORALE_SCORED;       // has a score program
   static constexpr bool sinks = CHORALE_SINKS;
-  static constexpr bool chunked = CHORALE_CHUNKED;  // decode: some sequence has more than one chunk
 
   static constexpr int tile = CHORALE_TILE;            // T: keys of a step
   static constexpr int chunk = CHORALE_CHUNK;          // C: keys whose partial state starts from nothing

@@ -38,15 +38,14 @@ struct Row {
   Result<CompiledKernel> kernel = Status::internal("not compiled");
 };
 
-// What roles with packed keys need and what the rollout's pages need; decodes with one chunk and with more.
+// What roles with packed keys need and what the rollout's pages need.
 std::vector<KernelKey> kernels_of(const Problem& problem, int page_size) {
   std::vector<KernelKey> keys;
   for (const int page : {0, page_size})
-    keys.push_back(cuda::kernel_key(cuda::KernelKind::forward, problem, page, false));
-  for (const bool chunked : {false, true})
-    keys.push_back(cuda::kernel_key(cuda::KernelKind::decode, problem, page_size, chunked));
-  keys.push_back(cuda::kernel_key(cuda::KernelKind::store, problem, page_size, false));
-  keys.push_back(cuda::kernel_key(cuda::KernelKind::copy_pages, problem, page_size, false));
+    keys.push_back(cuda::kernel_key(cuda::KernelKind::forward, problem, page));
+  keys.push_back(cuda::kernel_key(cuda::KernelKind::decode, problem, page_size));
+  keys.push_back(cuda::kernel_key(cuda::KernelKind::store, problem, page_size));
+  keys.push_back(cuda::kernel_key(cuda::KernelKind::copy_pages, problem, page_size));
   return keys;
 }
 

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 name=$1; shift
 declare -A value=([HEAD_DIM]=128 [VALUE_DIM]=128 [GROUP]=4 [BFLOAT16]=true [FP8_CACHE]=false [PAGED]=true [PAGE_SIZE]=16
-                  [MASKED]=false [SCORED]=false [SINKS]=false [CHUNKED]=true [TILE]=128 [CHUNK]=1024 [POSITIONS]=1)
+                  [MASKED]=false [SCORED]=false [SINKS]=false [TILE]=128 [CHUNK]=1024 [POSITIONS]=1)
 others=()
 for argument in "$@"; do
   key=${argument%%=*}

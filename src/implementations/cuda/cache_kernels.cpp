@@ -51,7 +51,7 @@ Status store(Gpu& gpu, const Problem& problem, const StoreTensors& tensors) {
   if (tensors.k.shape[0] == 0) return Status::ok();
   const auto page_size = static_cast<int>(tensors.k_cache.shape[1]);
   CHORALE_ASSIGN_OR_RETURN(const Kernel* kernel,
-                           gpu.kernel(kernel_key(KernelKind::store, problem, page_size, false)));
+                           gpu.kernel(kernel_key(KernelKind::store, problem, page_size)));
   static_assert(sizeof(long long) == sizeof(std::int64_t));
   kernels::StoreParams params{};
   params.k = rows_of(tensors.k);
@@ -72,7 +72,7 @@ Status store(Gpu& gpu, const Problem& problem, const StoreTensors& tensors) {
 Status copy_pages(Gpu& gpu, const Problem& problem, int page_size, const PageCopies& copies) {
   if (copies.pool_count == 0 || copies.copy_count == 0) return Status::ok();
   CHORALE_ASSIGN_OR_RETURN(const Kernel* kernel,
-                           gpu.kernel(kernel_key(KernelKind::copy_pages, problem, page_size, false)));
+                           gpu.kernel(kernel_key(KernelKind::copy_pages, problem, page_size)));
   const kernels::CopyPagesParams params{static_cast<const kernels::PagePool*>(copies.pools),
                                         static_cast<const kernels::PageCopy*>(copies.copies),
                                         copies.pool_count, copies.copy_count};

@@ -202,8 +202,8 @@ Result<CudaPlan::Kernels> CudaPlan::find_kernels(const Problem& problem, const B
   Kernels kernels;
   const auto find = [&](KernelKind kind, const WorkList::Part& part, const Kernel*& kernel) -> Status {
     if (part.row_blocks.empty()) return Status::ok();
-    CHORALE_ASSIGN_OR_RETURN(kernel, gpu_.kernel(kernel_key(kind, problem, order_, batch.page_size,
-                                                            part.chunked, part.positions)));
+    CHORALE_ASSIGN_OR_RETURN(kernel,
+                             gpu_.kernel(kernel_key(kind, problem, order_, batch.page_size, part.positions)));
     return Status::ok();
   };
   CHORALE_RETURN_IF_ERROR(find(KernelKind::forward, work.forward, kernels.forward));
@@ -236,8 +236,7 @@ Status CudaPlan::update(const Batch& batch, void* stream) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem(), batch));
   WorkList work = make_work_list(bound, batch, order_.chunk, work_.decode.positions);
   CHORALE_RETURN_IF_ERROR(check_room(sizes_of(bound, batch, work), room_));
-  // A kernel for more chunks serves one too, and one without work ends at once.
-  work.decode.chunked |= work_.decode.chunked;
+  // A kernel without work ends at once.
   CHORALE_ASSIGN_OR_RETURN(const Kernels kernels, find_kernels(bound, batch, work));
   for (const auto& [now, then] :
        {std::pair(kernels.forward, kernels_.forward), {kernels.decode, kernels_.decode}})

@@ -66,21 +66,17 @@ std::string KernelKey::describe() const {
   if (group != 1) text += fmt::format(" group {}", group);
   if (kind == KernelKind::decode) text += fmt::format(" q{}", positions);
   text += paged ? fmt::format(" page {}", page_size) : " packed";
-  for (const auto& [set, word] : {std::pair(fp8_cache, "fp8"),
-                                  {masked, "masked"},
-                                  {scored, "scored"},
-                                  {sinks, "sinks"},
-                                  {chunked, "chunked"}})
+  for (const auto& [set, word] :
+       {std::pair(fp8_cache, "fp8"), {masked, "masked"}, {scored, "scored"}, {sinks, "sinks"}})
     if (set) text += fmt::format(" {}", word);
   return text;
 }
 
-KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, bool chunked, int positions) {
-  return kernel_key(kind, problem, order_of(problem.head_dim, problem.value_dim()), page_size, chunked,
-                    positions);
+KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, int positions) {
+  return kernel_key(kind, problem, order_of(problem.head_dim, problem.value_dim()), page_size, positions);
 }
 
-KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order, int page_size, bool chunked,
+KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order, int page_size,
                      int positions) {
   KernelKey key;
   key.kind = kind;
@@ -98,7 +94,6 @@ KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order
   key.masked = !problem.mask.is_all();
   key.scored = !problem.score.is_identity();
   key.sinks = problem.sinks;
-  key.chunked = chunked && kind == KernelKind::decode;
   key.positions = kind == KernelKind::decode ? positions : std::max(1, block_rows / key.group);
   key.program = emitted(problem);
   return key;

@@ -21,20 +21,19 @@ struct KernelKey {
   bool paged = false;
   int page_size = 0;  // 0: packed
   bool masked = false, scored = false, sinks = false;
-  bool chunked = false;  // decode: some sequence has more than one chunk; forward: of no concern
   int tile = 0, chunk = 0, positions = 0;
   std::string program;  // emitted from mask and score; empty for kernels of neither
 
   bool operator==(const KernelKey&) const = default;
   std::string entry() const;     // "chorale_forward"
-  std::string describe() const;  // "forward bf16 d128 group 4 paged 16 masked chunked"
+  std::string describe() const;  // "forward bf16 d128 group 4 paged 16 masked"
 };
 
 // The kernel of this kind that serves a problem over packed (page_size 0) or paged keys. `positions` of a row
 // block: a decode's, from 1 to decode_rows / group; the forward's are always the same.
-KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, bool chunked, int positions = 1);
+KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, int positions = 1);
 // The same in another order of arithmetic, which gives other bits.
-KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order, int page_size, bool chunked,
+KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order, int page_size,
                      int positions);
 
 }  // namespace chorale::cuda

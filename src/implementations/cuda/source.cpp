@@ -22,7 +22,6 @@ std::string kernel_source(const KernelKey& key) {
   define("MASKED", key.masked);
   define("SCORED", key.scored);
   define("SINKS", key.sinks);
-  define("CHUNKED", key.chunked);
   define("TILE", key.tile);
   define("CHUNK", key.chunk);
   define("POSITIONS", key.positions);

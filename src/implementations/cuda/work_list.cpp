@@ -91,7 +91,6 @@ WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, i
       const int cost = causal ? std::clamp(keys - queries + end, 0, keys) : keys;
       (few ? decode : forward).push_back({{s, first}, cost});
     }
-    if (queries > 0) (few ? work.decode : work.forward).chunked |= keys > chunk;
   }
   work.forward.row_blocks = longest_first(forward);
   work.decode.row_blocks = longest_first(decode);

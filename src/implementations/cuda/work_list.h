@@ -17,7 +17,6 @@ struct WorkList {
     std::vector<kernels::SplitItem> split_items;  // decode only
     int positions = 1;                            // of a row block
     int slots = 0;                                // chunks of all row blocks of more than one
-    bool chunked = false;                         // a sequence has more than one chunk
   };
   Part forward, decode;
 };

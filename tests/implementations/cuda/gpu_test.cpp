@@ -60,11 +60,10 @@ class OnHopper : public ::testing::Test {
     const cuda::WorkList work = cuda::make_work_list(bound, data.batch, order.chunk);
     std::vector<cuda::KernelKey> keys;
     if (!work.forward.row_blocks.empty())
-      keys.push_back(
-          cuda::kernel_key(cuda::KernelKind::forward, bound, test.page_size, work.forward.chunked));
+      keys.push_back(cuda::kernel_key(cuda::KernelKind::forward, bound, test.page_size));
     if (!work.decode.row_blocks.empty())
-      keys.push_back(cuda::kernel_key(cuda::KernelKind::decode, bound, test.page_size, work.decode.chunked,
-                                      work.decode.positions));
+      keys.push_back(
+          cuda::kernel_key(cuda::KernelKind::decode, bound, test.page_size, work.decode.positions));
     return keys;
   }
 

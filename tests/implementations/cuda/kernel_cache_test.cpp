@@ -262,7 +262,7 @@ Problem problem() {
 }
 std::string identity(const Problem& problem, int page_size = 16, const char* arch = "sm_90a",
                      const char* compiler = "13.0") {
-  return kernel_identity(kernel_key(KernelKind::forward, problem, page_size, false), arch, compiler);
+  return kernel_identity(kernel_key(KernelKind::forward, problem, page_size), arch, compiler);
 }
 
 TEST(Failures20KernelIdentity, DiffersWithEverythingThatMatters) {
@@ -284,9 +284,8 @@ TEST(Failures20KernelIdentity, DiffersWithEverythingThatMatters) {
   with([](Problem& p) { p.kv_dtype = DType::float8_e4m3; });
   with([](Problem& p) { p.sinks = true; });
   with([](Problem& p) { p.kv_heads = 4; });
-  all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16, false), "sm_90a", "13.0"));
-  all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16, true), "sm_90a", "13.0"));
-  all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16, false, 2), "sm_90a", "13.0"));
+  all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16), "sm_90a", "13.0"));
+  all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16, 2), "sm_90a", "13.0"));
   std::sort(all.begin(), all.end());
   EXPECT_EQ(std::unique(all.begin(), all.end()), all.end());
 }
@@ -297,8 +296,6 @@ TEST(Failures20KernelIdentity, IsTheSameForWhatOneKernelServes) {
   more_heads.query_heads = 16, more_heads.kv_heads = 4, more_heads.scale = 0.5f,
   more_heads.first_query_head = 8;
   EXPECT_EQ(identity(problem()), identity(more_heads));
-  EXPECT_EQ(kernel_key(KernelKind::forward, problem(), 16, false),
-            kernel_key(KernelKind::forward, problem(), 16, true));
 }
 
 }  // namespace

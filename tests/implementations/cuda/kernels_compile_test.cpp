@@ -38,9 +38,8 @@ Problem with(Problem changed, const std::function<void(Problem&)>& change) {
 std::vector<Listed> listed() {
   using K = KernelKind;
   std::vector<Listed> list;
-  const auto add = [&](K kind, const Problem& p, int page_size, bool chunked, int spill_bytes = 0,
-                       int positions = 1) {
-    list.push_back({kernel_key(kind, p, page_size, chunked, positions), spill_bytes});
+  const auto add = [&](K kind, const Problem& p, int page_size, int spill_bytes = 0, int positions = 1) {
+    list.push_back({kernel_key(kind, p, page_size, positions), spill_bytes});
   };
   // A decode keeps what does not change in registers, and spills some of it around the merge, once a row
   // block.
@@ -51,32 +50,32 @@ std::vector<Listed> listed() {
   // Every head_dim, in training and in a generator.
   for (const auto& [head_dim, value_dim] :
        {std::pair(64, 64), {96, 96}, {128, 128}, {192, 128}, {192, 192}}) {
-    add(K::forward, problem(head_dim, value_dim), 0, false, forward_spills);
-    add(K::decode, problem(head_dim, value_dim, 4), 16, true, decode_spills);
+    add(K::forward, problem(head_dim, value_dim), 0, forward_spills);
+    add(K::decode, problem(head_dim, value_dim, 4), 16, decode_spills);
   }
-  add(K::decode, problem(256, 256, 4), 16, true, decode_spills);
+  add(K::decode, problem(256, 256, 4), 16, decode_spills);
   // Every feature, with the usual head_dim.
   const Problem usual = problem(128, 128, 4);
-  add(K::forward, with(usual, [](Problem& p) { p.mask = mask::all(); }), 0, false, forward_spills);
-  add(K::forward, with(usual, [](Problem& p) { p.dtype = DType::float16; }), 0, false, forward_spills);
-  add(K::forward, usual, 16, false, forward_spills);
-  add(K::forward, usual, 1, false, forward_spills);
-  add(K::forward, usual, 256, false, forward_spills);
-  add(K::forward, with(usual, [](Problem& p) { p.score = score::softcap(50); }), 0, false, scored_spills);
-  add(K::forward, with(usual, [](Problem& p) { p.score = score::alibi(score::alibi_slopes(32)); }), 0, false,
+  add(K::forward, with(usual, [](Problem& p) { p.mask = mask::all(); }), 0, forward_spills);
+  add(K::forward, with(usual, [](Problem& p) { p.dtype = DType::float16; }), 0, forward_spills);
+  add(K::forward, usual, 16, forward_spills);
+  add(K::forward, usual, 1, forward_spills);
+  add(K::forward, usual, 256, forward_spills);
+  add(K::forward, with(usual, [](Problem& p) { p.score = score::softcap(50); }), 0, scored_spills);
+  add(K::forward, with(usual, [](Problem& p) { p.score = score::alibi(score::alibi_slopes(32)); }), 0,
       scored_spills);
-  add(K::forward, with(usual, [](Problem& p) { p.mask = mask::causal() && mask::window(1024); }), 0, false,
+  add(K::forward, with(usual, [](Problem& p) { p.mask = mask::causal() && mask::window(1024); }), 0,
       forward_spills);
   const Mask documents = mask::causal() && mask::document(Table::integers("ids", {0}));
-  add(K::forward, with(usual, [&](Problem& p) { p.mask = documents; }), 0, false, documents_spills);
-  add(K::forward, with(usual, [](Problem& p) { p.sinks = true; }), 0, false, forward_spills);
-  add(K::decode, with(usual, [](Problem& p) { p.kv_dtype = DType::float8_e4m3; }), 16, true, decode_spills);
-  add(K::decode, with(usual, [](Problem& p) { p.dtype = DType::float16; }), 64, true, decode_spills);
-  add(K::decode, usual, 0, true, decode_spills);
-  add(K::decode, usual, 1, false, decode_spills);
-  add(K::decode, usual, 256, true, wide_decode_spills, 8);
-  add(K::store, usual, 16, false);
-  add(K::copy_pages, usual, 16, false);
+  add(K::forward, with(usual, [&](Problem& p) { p.mask = documents; }), 0, documents_spills);
+  add(K::forward, with(usual, [](Problem& p) { p.sinks = true; }), 0, forward_spills);
+  add(K::decode, with(usual, [](Problem& p) { p.kv_dtype = DType::float8_e4m3; }), 16, decode_spills);
+  add(K::decode, with(usual, [](Problem& p) { p.dtype = DType::float16; }), 64, decode_spills);
+  add(K::decode, usual, 0, decode_spills);
+  add(K::decode, usual, 1, decode_spills);
+  add(K::decode, usual, 256, wide_decode_spills, 8);
+  add(K::store, usual, 16);
+  add(K::copy_pages, usual, 16);
   return list;
 }
 
@@ -161,7 +160,7 @@ TEST_F(KernelsCompile, EmittedProgramsCompile) {
       Score::parse("select(k % 2 == 0, tanh(score / 50), -score) * 1.5 + min(exp(score), 3.0)").value();
   Problem p = problem(128);
   p.mask = mask, p.score = score;
-  const KernelKey key = kernel_key(KernelKind::forward, p, 0, false);
+  const KernelKey key = kernel_key(KernelKind::forward, p, 0);
   const std::string source = R"(#include "program.cuh"
     extern "C" __global__ void chorale_forward(chorale::kernels::PlanView plan, float* out) {
       using namespace chorale::kernels;
