@@ -47,16 +47,9 @@ __device__ __forceinline__ void clear_dead_values(u32 (&value)[2][4], int live) 
 // So do values that are not finite; true where there was one. add_infinite_values() puts them back where they
 // are seen.
 __device__ __forceinline__ bool clear_infinite_values(u32 (&value)[2][4]) {
-  constexpr u32 exponent = Config::bfloat16 ? 0x7f80u : 0x7c00u;
   bool found = false;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    u32& x = value[i / 4][i % 4];
-    const bool low = (x & exponent) == exponent, high = (x >> 16 & exponent) == exponent;
-    if (low) x &= 0xffff0000u;
-    if (high) x &= 0xffffu;
-    found = found || low || high;
-  }
+  for (int i = 0; i < 8; ++i) found |= clear_infinite<Config::bfloat16>(value[i / 4][i % 4]);
   return found;
 }
 __device__ __noinline__ float add_infinite_values(float out, const ForwardParams& params, const Pass& pass,

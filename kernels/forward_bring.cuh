@@ -147,14 +147,10 @@ __device__ __forceinline__ bool are_all_finite(const uint4* pieces, int lane) {
   return __all_sync(~0u, any == 0);
 }
 __device__ __noinline__ void clear_infinite_values(uint4* pieces, u32* keys, int lane) {
-  constexpr u32 exponent = Config::bfloat16 ? 0x7f80u : 0x7c00u;
   u32* pairs = reinterpret_cast<u32*>(pieces);
   for (int i = lane; i < 4 * value_pieces; i += scrub_threads) {
     u32 x = pairs[i];
-    const bool low = (x & exponent) == exponent, high = (x >> 16 & exponent) == exponent;
-    if (!low && !high) continue;
-    if (low) x &= 0xffff0000u;
-    if (high) x &= 0xffffu;
+    if (!clear_infinite<Config::bfloat16>(x)) continue;
     pairs[i] = x;
     const int key = i / 32 % Config::tile;
     atomicOr(keys + key / 32, 1u << key % 32);

@@ -182,6 +182,7 @@ __device__ __forceinline__ void add_infinite_values(float (&out)[out_count], con
         out[i] = __fadd_rn(out[i], __fmul_rn(probability[r], value));
     }
   }
+  __syncwarp();  // all have read `keys`, which lane 0 releases next
 }
 
 // States of whole rows that are not needed for a while wait in shared memory: registers are scarce. A warp

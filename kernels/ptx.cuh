@@ -45,6 +45,16 @@ __device__ __forceinline__ u32 add_zero_times(u32 sum, u32 x) {
   return sum;
 }
 
+// Of two 16-bit values those that are not finite become zero; true where there was one.
+template <bool bfloat16>
+__device__ __forceinline__ bool clear_infinite(u32& pair) {
+  constexpr u32 exponent = bfloat16 ? 0x7f80u : 0x7c00u;
+  const bool low = (pair & exponent) == exponent, high = (pair >> 16 & exponent) == exponent;
+  if (low) pair &= 0xffff0000u;
+  if (high) pair &= 0xffffu;
+  return low || high;
+}
+
 // A value that is the same in all lanes, in a form that lets the compiler know.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 
