@@ -20,10 +20,10 @@ struct OutputRow {
   }
 };
 
-__device__ __forceinline__ RowEnd end_row(const ForwardParams& params, const OutputRow& row, float maximum,
+__device__ __forceinline__ RowEnd end_row(const ForwardParams& params, const OutputRow& row, float reference,
                                           float sum) {
   const float sink = Config::sinks && row.real ? params.sinks[row.head] : -infinity;
-  return row_end(maximum, sum, params.factor, sink);
+  return row_end(reference, sum, params.factor, sink);
 }
 __device__ __forceinline__ void store_lse(const ForwardParams& params, const OutputRow& row, float lse) {
   if (params.lse != nullptr)
@@ -41,7 +41,7 @@ __device__ __forceinline__ void store_output(const ForwardParams& params, const 
       const int r = 8 * n + lane % 4 * 2 + e;
       const OutputRow row(pass, r);
       if (!row.real) continue;
-      const RowEnd end = end_row(params, row, running.maximum[n][e], shared.row_sum[r]);
+      const RowEnd end = end_row(params, row, running.reference[n][e], shared.row_sum[r]);
       if (warp == 0 && lane / 4 == 0) store_lse(params, row, end.lse);
 #pragma unroll
       for (int i = 0; i < warp_value_blocks; ++i)
@@ -55,12 +55,12 @@ __device__ __forceinline__ void store_output(const ForwardParams& params, const 
 
 // The partial states of a row block under a KV head.
 struct Partials {
-  float *out, *maximum, *sum;  // [chunks, rows, value_dim], [chunks, rows]
+  float *out, *reference, *sum;  // [chunks, rows, value_dim], [chunks, rows]
   __device__ Partials(const ForwardParams& params, const Pass& pass) {
     const long long first =
         (static_cast<long long>(pass.kv_head) * params.slots + pass.first_slot) * Config::rows;
     out = params.partial_out + first * Config::value_dim;
-    maximum = params.partial_max + first;
+    reference = params.partial_reference + first;
     sum = params.partial_sum + first;
   }
 };
@@ -78,7 +78,7 @@ __device__ __forceinline__ void store_partial(const ForwardParams& params, const
       if (row >= Config::rows) continue;
       const long long at = static_cast<long long>(pass.chunk) * Config::rows + row;
       if (warp == 0 && lane / 4 == 0) {
-        partials.maximum[at] = running.maximum[n][e];
+        partials.reference[at] = running.reference[n][e];
         partials.sum[at] = shared.row_sum[row];
       }
 #pragma unroll
@@ -116,15 +116,15 @@ __device__ __forceinline__ bool arrive_last(const ForwardParams& params, DecodeS
   return shared.is_last_arrival;
 }
 
-// Weights of a step's states for one row, by a warp: lane i has state i. Returns the maximum of all.
+// Weights of a step's states for one row, by a warp: lane i has state i. Returns that of all.
 __device__ __forceinline__ float weigh(MergeStep& step, const Partials& partials, int row, StepRange range,
                                        float factor) {
   const int lane = threadIdx.x % 32;
   const long long at = static_cast<long long>(range.first + lane) * Config::rows + row;
   const bool real = lane < range.count;
-  const float own = real ? __ldcg(partials.maximum + at) : -infinity;
+  const float own = real ? __ldcg(partials.reference + at) : -infinity;
   const float sum = real ? __ldcg(partials.sum + at) : 0.f;
-  float through = own;  // the maximum of this state and those before it
+  float through = own;  // the reference of this state merged with those before it
   for (int distance = 1; distance < 32; distance *= 2) {
     const float earlier = __shfl_up_sync(~0u, through, distance);
     if (lane >= distance) through = fmaxf(through, earlier);
@@ -155,10 +155,10 @@ struct MergedPair {
 };
 
 __device__ __forceinline__ void store_merged(const ForwardParams& params, const Pass& pass,
-                                             const MergedPair& merged, float maximum, int row, int column) {
+                                             const MergedPair& merged, float reference, int row, int column) {
   const OutputRow to(pass, row);
   if (!to.real) return;
-  const RowEnd end = end_row(params, to, maximum, merged.sum);
+  const RowEnd end = end_row(params, to, reference, merged.sum);
   if (column == 0) store_lse(params, to, end.lse);
   *reinterpret_cast<u32*>(to.data(params.out) + column) =
       pack(finished(merged.out.x, end.factor), finished(merged.out.y, end.factor));
@@ -182,22 +182,22 @@ __device__ __forceinline__ void merge_states(const ForwardParams& params, Decode
   };
   load(threadIdx.x);  // in flight while the weights are found
   for (int row = warp; row < Config::rows; row += consumers) {
-    const float maximum = weigh(shared.merge, partials, row, range, params.factor);
-    if (threadIdx.x % 32 == 0) shared.row_sum[row] = maximum;
+    const float reference = weigh(shared.merge, partials, row, range, params.factor);
+    if (threadIdx.x % 32 == 0) shared.row_sum[row] = reference;
   }
   sync_consumers();
   for (int pair = threadIdx.x; pair < pairs; pair += consumer_threads) {
     if (pair >= consumer_threads) load(pair);
     const int row = pair / row_pairs, column = pair % row_pairs * 2;
     const MergedPair merged(values, shared.merge, row, range.count);
-    const float maximum = shared.row_sum[row];
+    const float reference = shared.row_sum[row];
     if (range.last) {
-      store_merged(params, pass, merged, maximum, row, column);
+      store_merged(params, pass, merged, reference, row, column);
       continue;
     }
     states[(range.count - 1) * pairs + pair] = merged.out;
     if (column != 0) continue;
-    partials.maximum[total + row] = maximum;
+    partials.reference[total + row] = reference;
     partials.sum[total + row] = merged.sum;
   }
   sync_consumers();  // before shared memory gets its next use

@@ -1,4 +1,4 @@
-// The decode kernel's first half: a warp takes one tile of keys, and the warps agree on the running maxima.
+// The decode kernel's first half: a warp takes one tile of keys, and the warps agree on the rows' references.
 #pragma once
 
 #include "decode_fragments.cuh"
@@ -12,13 +12,13 @@ namespace chorale::kernels {
 constexpr int key_blocks = Config::tile / 16;
 using Scores = float[row_groups][key_blocks][4];
 
-// Row maxima and sums on their way through a chunk. Every thread knows the maxima of its rows; the sum is
-// that of row 8 * warp + g over the columns of quad lane c, in the warps below row_groups.
+// References and sums of rows on their way through a chunk. Every thread knows the references of its rows;
+// the sum is that of row 8 * warp + g over the columns of quad lane c, in the warps below row_groups.
 struct Running {
-  float maximum[row_groups][2];
+  float reference[row_groups][2];
   float sum;
   __device__ void reset() {
-    for (int n = 0; n < row_groups; ++n) maximum[n][0] = maximum[n][1] = -infinity;
+    for (int n = 0; n < row_groups; ++n) reference[n][0] = reference[n][1] = -infinity;
     sum = 0.f;
   }
 };
@@ -83,8 +83,7 @@ __device__ __forceinline__ void publish_maxima(DecodeShared& shared, const Score
     }
 }
 
-// Scores become probabilities against the maximum over all keys up to the tile's end; `before` is the maximum
-// up to its beginning.
+// Scores become probabilities; `before` is the reference of the tile before.
 __device__ __forceinline__ void take_probabilities(Scores& scores, DecodeShared& shared, float factor,
                                                    int warp, const float (&before)[row_groups][2]) {
   const int lane = threadIdx.x % 32, g = lane / 4;
@@ -93,8 +92,8 @@ __device__ __forceinline__ void take_probabilities(Scores& scores, DecodeShared&
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int row = 8 * n + lane % 4 * 2 + e;
-      const float maximum = fmaxf(before[n][e], shared.tile_maximum[warp][row]);
-      const float exponent = negative_exponent(maximum, factor);
+      const float reference = raised_reference(before[n][e], shared.tile_maximum[warp][row], factor);
+      const float exponent = negative_exponent(reference, factor);
       // Thread g has columns 8 i + g: what the quad lane g / 2 of the order calls even or odd.
       float sum = 0.f;
 #pragma unroll
@@ -105,7 +104,7 @@ __device__ __forceinline__ void take_probabilities(Scores& scores, DecodeShared&
       }
       sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 4));
       if (g % 2 == 0) shared.tile_sum[warp][row][g / 2] = sum;
-      if (g == 0) shared.rescale[warp][row] = rescale_factor(before[n][e], maximum, factor);
+      if (g == 0) shared.rescale[warp][row] = rescale_factor(before[n][e], reference, factor);
     }
 }
 
@@ -175,13 +174,14 @@ __device__ __forceinline__ void take_keys(const ForwardParams& params, DecodeMem
   for (int n = 0; n < row_groups; ++n)
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      float maximum = running.maximum[n][e];
+      float reference = running.reference[n][e];
 #pragma unroll
       for (int tile = 0; tile < pass_tiles; ++tile) {
-        if (tile == warp) before[n][e] = maximum;
-        maximum = fmaxf(maximum, shared.tile_maximum[tile][8 * n + lane % 4 * 2 + e]);
+        if (tile == warp) before[n][e] = reference;
+        reference =
+            raised_reference(reference, shared.tile_maximum[tile][8 * n + lane % 4 * 2 + e], params.factor);
       }
-      running.maximum[n][e] = maximum;
+      running.reference[n][e] = reference;
     }
   if (works) {
     take_probabilities(scores, shared, params.factor, warp, before);

@@ -125,10 +125,10 @@ struct ForwardParams {
   int heads_together;    // KV heads whose blocks run side by side, so that their keys stay in the L2 cache
   int first_query_head;  // what `h` counts from in programs
   // Split decode: partial states, slot = first_slot + chunk, for each KV head in turn.
-  float* partial_out;  // [kv_heads, slots, rows, value_dim]
-  float* partial_max;  // [kv_heads, slots, rows]
-  float* partial_sum;  // [kv_heads, slots, rows]
-  int* arrivals;       // [kv_heads, arrival_counters], zero before and after a launch
+  float* partial_out;        // [kv_heads, slots, rows, value_dim]
+  float* partial_reference;  // [kv_heads, slots, rows]
+  float* partial_sum;        // [kv_heads, slots, rows]
+  int* arrivals;             // [kv_heads, arrival_counters], zero before and after a launch
   int slots;
   int arrival_counters;  // at least row blocks + slots / merge_step
 };

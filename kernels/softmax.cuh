@@ -1,7 +1,8 @@
 // The online softmax and the merge of chunks: every operation whose rounding is part of the order
 // (docs/numerics.md, "Forward on Hopper"). Kernels differ in who holds what, never in these.
 //
-// `factor` turns a score into a power of two. Where a row has seen no key its maximum is -infinity.
+// `factor`, above 0, turns a score into a power of two. Probabilities are relative to a row's reference: a
+// score that it has seen, -infinity where it has seen none.
 #pragma once
 
 #include "ptx.cuh"
@@ -10,32 +11,42 @@ namespace chorale::kernels {
 
 constexpr float infinity = __builtin_bit_cast(float, 0x7f800000);
 
-// What exponents are taken against: the maximum, or 0 where there is none, so that -infinity - it is no NaN.
-__device__ __forceinline__ float reference(float maximum) { return maximum == -infinity ? 0.f : maximum; }
+// The reference after a tile whose largest score is `tile_maximum`: that score where it would have a
+// probability above 2^8, or is the first. So no probability passes 2^8, and after a chunk's first tile hardly
+// any rescales. (Of the differences that decide, the first score's is infinity, and where there is still none
+// NaN.)
+__device__ __forceinline__ float raised_reference(float reference, float tile_maximum, float factor) {
+  return __fmul_rn(tile_maximum - reference, factor) > 8.f ? tile_maximum : reference;
+}
 
-// -(m * factor), for probability().
-__device__ __forceinline__ float negative_exponent(float maximum, float factor) {
-  return -__fmul_rn(reference(maximum), factor);
+// What exponents are taken against: 0 where there is no reference, so that -infinity - it is no NaN.
+__device__ __forceinline__ float exponent_base(float reference) {
+  return reference == -infinity ? 0.f : reference;
+}
+// -(R * factor), for probability().
+__device__ __forceinline__ float negative_exponent(float reference, float factor) {
+  return -__fmul_rn(exponent_base(reference), factor);
 }
 __device__ __forceinline__ float probability(float score, float factor, float negative_exponent) {
   return exp2_approx(__fmaf_rn(score, factor, negative_exponent));
 }
-// What a state's sum and output are multiplied by when its maximum rises: exactly 1 where it does not.
-__device__ __forceinline__ float rescale_factor(float old_maximum, float new_maximum, float factor) {
-  return exp2_approx(__fmul_rn(old_maximum - reference(new_maximum), factor));
+// What a state's sum and output are multiplied by when its reference rises: exactly 1 where it does not (or
+// 0, of a state that has seen no key).
+__device__ __forceinline__ float rescale_factor(float old_reference, float new_reference, float factor) {
+  return exp2_approx(__fmul_rn(old_reference - exponent_base(new_reference), factor));
 }
 
-// A row's state: maximum m, sum l of probabilities, and the output O (elsewhere). merge() is
-//     m = max(m1, m2)   l = l1 a1 + l2 a2   O = O1 a1 + O2 a2   a_i = 2^((m_i - m) factor)
+// A row's state: reference R, sum l of probabilities, and the output O (elsewhere). merge() is
+//     R = max(R1, R2)   l = l1 a1 + l2 a2   O = O1 a1 + O2 a2   a_i = 2^((R_i - R) factor)
 // An empty state's weight is -0: adding -0 times 0 changes no number, not even the sign of a zero.
 struct MergeWeights {
-  float maximum, total, chunk;
+  float maximum, total, chunk;  // the larger reference; weights of the two states
 };
-__device__ __forceinline__ MergeWeights merge_weights(float total_maximum, float chunk_maximum,
+__device__ __forceinline__ MergeWeights merge_weights(float total_reference, float chunk_reference,
                                                       float factor) {
-  const float maximum = fmaxf(total_maximum, chunk_maximum);
-  return {maximum, total_maximum == -infinity ? -0.f : rescale_factor(total_maximum, maximum, factor),
-          chunk_maximum == -infinity ? -0.f : rescale_factor(chunk_maximum, maximum, factor)};
+  const float maximum = fmaxf(total_reference, chunk_reference);
+  return {maximum, total_reference == -infinity ? -0.f : rescale_factor(total_reference, maximum, factor),
+          chunk_reference == -infinity ? -0.f : rescale_factor(chunk_reference, maximum, factor)};
 }
 __device__ __forceinline__ float merge(float total, float chunk, const MergeWeights& weights) {
   return __fmaf_rn(chunk, weights.chunk, __fmul_rn(total, weights.total));
@@ -46,16 +57,16 @@ __device__ __forceinline__ float merge(float total, float chunk, const MergeWeig
 struct RowEnd {
   float factor, lse;
 };
-__device__ __forceinline__ RowEnd row_end(float maximum, float sum, float factor, float sink) {
+__device__ __forceinline__ RowEnd row_end(float reference, float sum, float factor, float sink) {
   constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
-  const float power = __fmul_rn(reference(maximum), factor);  // of two
+  const float power = __fmul_rn(exponent_base(reference), factor);  // of two
   if (sink == -infinity) {
-    if (maximum == -infinity) return {0.f, -infinity};
+    if (reference == -infinity) return {0.f, -infinity};
     return {__frcp_rn(sum), __fmul_rn(power + log2_approx(sum), ln_2)};
   }
   const float sink_power = __fmul_rn(sink, log2_e);
-  const float largest = maximum == -infinity ? sink_power : fmaxf(power, sink_power);
-  const float weight = maximum == -infinity ? 0.f : exp2_approx(power - largest);
+  const float largest = reference == -infinity ? sink_power : fmaxf(power, sink_power);
+  const float weight = reference == -infinity ? 0.f : exp2_approx(power - largest);
   const float all = __fmaf_rn(sum, weight, exp2_approx(sink_power - largest));
   return {__fmul_rn(weight, __frcp_rn(all)), __fmul_rn(largest + log2_approx(all), ln_2)};
 }

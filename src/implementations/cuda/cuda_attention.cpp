@@ -94,7 +94,7 @@ class CudaAttention final : public Implementation {
                            {"arithmetic", problem.dtype == DType::bfloat16 ? "wgmma-bf16" : "wgmma-fp16"},
                            {"T", fmt::format("{}", tile_keys(head_dim, value_dim))},
                            {"C", fmt::format("{}", chunk_keys(value_dim))},
-                           {"exp", "ex2"},
+                           {"exp", "ex2-raised-by-8"},
                            {"p", problem.dtype == DType::bfloat16 ? "bf16" : "fp16"},
                            {"sums", "quad-tree"}}},
                          problem);

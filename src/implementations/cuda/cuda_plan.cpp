@@ -191,7 +191,7 @@ CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
   const std::size_t rows =
       heads * sizes.slots * static_cast<std::size_t>(work_.decode.positions * problem().group_size());
   layout.decode.partial_out = cursor.take<float>(rows * static_cast<std::size_t>(problem().value_dim()));
-  layout.decode.partial_max = cursor.take<float>(rows);
+  layout.decode.partial_reference = cursor.take<float>(rows);
   layout.decode.partial_sum = cursor.take<float>(rows);
   layout.device_bytes = cursor.at();
   return layout;
@@ -401,7 +401,7 @@ Status CudaPlan::launch(const Kernel* kernel, const PartLayout& layout, const Fo
   at(layout_.tables, params.plan.tables);
   at(layout.next_item, params.plan.next_item);
   at(layout.partial_out, params.partial_out);
-  at(layout.partial_max, params.partial_max);
+  at(layout.partial_reference, params.partial_reference);
   at(layout.partial_sum, params.partial_sum);
   at(layout.arrivals, params.arrivals);
   params.slots = static_cast<int>(room_.slots);

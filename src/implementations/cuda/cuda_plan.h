@@ -37,7 +37,8 @@ class CudaPlan final : public Plan {
  private:
   // Where things lie in the plan's memory: offsets.
   struct PartLayout {
-    std::size_t counts, next_item, row_blocks, split_items, arrivals, partial_out, partial_max, partial_sum;
+    std::size_t counts, next_item, row_blocks, split_items, arrivals, partial_out, partial_reference,
+        partial_sum;
   };
   struct Layout {
     PartLayout forward, decode;

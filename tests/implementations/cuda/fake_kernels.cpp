@@ -157,7 +157,7 @@ class FakeKernel {
                              static_cast<std::size_t>(rows);
       const auto dim = static_cast<std::size_t>(value("VALUE_DIM"));
       for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {
-        params_.partial_max[at + r] = params_.partial_sum[at + r] = NAN;
+        params_.partial_reference[at + r] = params_.partial_sum[at + r] = NAN;
         for (std::size_t c = 0; c < dim; ++c) params_.partial_out[(at + r) * dim + c] = NAN;
       }
     }
