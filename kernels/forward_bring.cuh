@@ -39,15 +39,13 @@ __device__ void take_items(const ForwardParams& params, ForwardMemory& shared) {
     mbarrier_wait(&shared.item_free[turn.index], turn.parity ^ 1);
     shared.item[turn.index] = item;
     mbarrier_arrive(&shared.item_known[turn.index]);
-    u64* full = &shared.item_full[turn.index];
-    if (item.sequence < 0) {
-      mbarrier_arrive(full);
-      leave(params.plan);
-      return;
-    }
+    if (item.sequence < 0) return leave(params.plan);
+    const QueryTurn query(turn);
+    mbarrier_wait(&shared.query_free[query.index], query.parity ^ 1);
+    u64* full = &shared.query_full[query.index];
     mbarrier_arrive_expect_bytes(full, Config::rows * block_row_bytes * key_blocks);
     for (int column = 0; column < key_blocks; ++column)
-      copy_box(shared.query[turn.index] + column * (forward_rows * block_row_bytes), &params.q, full,
+      copy_box(shared.query[query.index] + column * (forward_rows * block_row_bytes), &params.q, full,
                column * block_columns, item.kv_head * Config::group, item.q_row);
   }
 }

@@ -18,9 +18,8 @@ constexpr int block_columns = 64, block_row_bytes = 128;
 constexpr int key_blocks = (Config::head_dim + 63) / 64, value_blocks = (Config::value_dim + 63) / 64;
 constexpr int key_tile_bytes = Config::tile * block_row_bytes * key_blocks;
 constexpr int value_tile_bytes = Config::tile * block_row_bytes * value_blocks;
+constexpr int staged_blocks = value_blocks < 2 ? 1 : 2;  // of outputs, at a time
 constexpr int query_bytes = forward_rows * block_row_bytes * key_blocks;
-constexpr int out_bytes = forward_rows * block_row_bytes * value_blocks;
-constexpr int query_buffer_bytes = query_bytes > out_bytes ? query_bytes : out_bytes;
 
 // A position in a ring of buffers: which one, and the parity of its barriers' phase.
 template <int size>
@@ -53,37 +52,37 @@ struct KeySet {
   u32 any;
 };
 
-// The maximum and sum of a whole row.
-struct RowState {
-  float maximum, sum;
-};
-
 struct ForwardMemory {
-  static constexpr int items = 2, keys = 3, values = 2;  // sizes of rings
+  static constexpr int items = 4, queries = 2, keys = 2, values = 2;  // sizes of rings
 
-  unsigned char query[items][query_buffer_bytes];  // also the output on its way out
+  unsigned char query[queries][query_bytes];
   unsigned char key[keys][key_tile_bytes];
   unsigned char value[values][value_tile_bytes];
+  unsigned char out[2][64 * block_row_bytes * staged_blocks];  // of a warpgroup, on its way out
 
   Item item[items];
   Step step[keys];               // what key[i] is
   ValueStep value_step[values];  // what value[i] is
   KeySet infinite[values];       // of those of value[i] that are partly visible: cleared there
 
-  RowState ended[forward_rows];  // of the chunk or item that has just ended
-  RowState total[forward_rows];  // of the chunks before it
-
   // full: its bytes have arrived. free: its readers are done.
-  u64 item_known[items], item_full[items], item_free[items];  // known: its queries are still to come
-  u64 keys_brought;                                           // of an item: it is time for the next
+  u64 item_known[items], item_free[items];
+  u64 keys_brought;  // of an item: it is time for the next
+  u64 query_full[queries], query_free[queries];
   u64 key_full[keys], key_free[keys];
   u64 value_full[values], value_safe[values], value_free[values];  // safe: scrubbed
 
+  u32 zero;  // is 0, which the compiler does not know (ordered_after)
+
   __device__ void initialise() {
+    zero = 0;
     for (int i = 0; i < items; ++i) {
       mbarrier_init(&item_known[i], 1);
-      mbarrier_init(&item_full[i], 1);
       mbarrier_init(&item_free[i], consumer_warps + 2);  // and those that bring keys and values
+    }
+    for (int i = 0; i < queries; ++i) {
+      mbarrier_init(&query_full[i], 1);
+      mbarrier_init(&query_free[i], consumer_warps);
     }
     mbarrier_init(&keys_brought, 1);
     for (int i = 0; i < keys; ++i) {
@@ -99,6 +98,14 @@ struct ForwardMemory {
   }
 };
 using ItemTurn = Turn<ForwardMemory::items>;
+// Queries stand in a ring that items go around a whole number of times.
+static_assert(ForwardMemory::items % (2 * ForwardMemory::queries) == 0);
+struct QueryTurn {
+  int index;
+  u32 parity;
+  __device__ __forceinline__ explicit QueryTurn(const ItemTurn& item)
+      : index(item.index % ForwardMemory::queries), parity(item.index / ForwardMemory::queries % 2) {}
+};
 using KeyTurn = Turn<ForwardMemory::keys>;
 using ValueTurn = Turn<ForwardMemory::values>;
 

@@ -58,6 +58,13 @@ __device__ __forceinline__ bool clear_infinite(u32& pair) {
 // A value that is the same in all lanes, in a form that lets the compiler know.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 
+// The lane, in a form that keeps the compiler from working out beforehand, and keeping, what follows from it.
+__device__ __forceinline__ int lane_now() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 // Two e4m3 codes, the lower byte first, as floats: exact.
 __device__ __forceinline__ float2 unpack_e4m3(u16 codes) {
   float2 d;
@@ -95,6 +102,15 @@ __device__ __forceinline__ void mbarrier_init(u64* barrier, u32 arrivals) {
 }
 __device__ __forceinline__ void mbarrier_arrive(u64* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// One instruction, no branch: it does not end a block of code.
+__device__ __forceinline__ void mbarrier_arrive_if(bool arrives, u32 barrier) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "setp.ne.u32 p, %1, 0;\n"
+      "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(barrier),
+      "r"(static_cast<u32>(arrives))
+      : "memory");
 }
 // Arrives as if `arrivals` threads did.
 __device__ __forceinline__ void mbarrier_arrive(u64* barrier, u32 arrivals) {

@@ -18,6 +18,15 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups) : "memory");
 }
 
+// wgmma_wait<0>(), after all that stands before it. ptxas moves a wait towards the beginning of its block of
+// code, so this begins another one; `either` is anything that is known only when it runs.
+__device__ __forceinline__ void wgmma_wait_behind(bool either) {
+  if (either)
+    asm volatile("wgmma.wait_group.sync.aligned 0; // one" ::: "memory");
+  else
+    asm volatile("wgmma.wait_group.sync.aligned 0; // other" ::: "memory");
+}
+
 // Pins registers to this place in the program: what computes them stays before, what reads them after.
 // Without it the compiler may move arithmetic across wgmma_wait(), which it knows nothing of.
 template <int size>
