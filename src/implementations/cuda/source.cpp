@@ -3,9 +3,19 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "implementations/cuda/kernel_sources.h"
 
 namespace chorale::cuda {
+namespace {
+
+// Every include of kernels/ is written so.
+bool includes(std::string_view text, std::string_view name) {
+  return text.find(fmt::format("#include \"{}\"", name)) != std::string_view::npos;
+}
+
+}  // namespace
 
 std::string kernel_source(const KernelKey& key) {
   std::string text = fmt::format("// {}\n", key.describe());
@@ -32,8 +42,17 @@ std::string kernel_source(const KernelKey& key) {
 }
 
 std::vector<KernelFile> kernel_headers(const KernelKey& key) {
-  std::vector<KernelFile> headers(kernel_files().begin(), kernel_files().end());
-  if (!key.program.empty()) headers.push_back({"program.cuh", key.program});
+  std::vector<KernelFile> missing(kernel_files().begin(), kernel_files().end());
+  if (!key.program.empty()) missing.push_back({"program.cuh", key.program});
+  std::vector<KernelFile> headers;
+  const std::string source = kernel_source(key);
+  for (std::size_t next = 0; next <= headers.size(); ++next) {
+    const std::string_view text = next == 0 ? std::string_view(source) : headers[next - 1].text;
+    const auto rest = std::stable_partition(
+        missing.begin(), missing.end(), [&](const KernelFile& file) { return !includes(text, file.name); });
+    headers.insert(headers.end(), rest, missing.end());
+    missing.erase(rest, missing.end());
+  }
   return headers;
 }
 

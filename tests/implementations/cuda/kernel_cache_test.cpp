@@ -290,6 +290,23 @@ TEST(Failures20KernelIdentity, DiffersWithEverythingThatMatters) {
   EXPECT_EQ(std::unique(all.begin(), all.end()), all.end());
 }
 
+// Another kernel's sources are not in it: changing them leaves this one compiled.
+TEST(Failures20KernelIdentity, HasTheSourcesThatItsKernelIncludes) {
+  const auto of = [](KernelKind kind) {
+    return kernel_identity(kernel_key(kind, problem(), 16), "sm_90a", "13.0");
+  };
+  const std::string forward = of(KernelKind::forward), decode = of(KernelKind::decode),
+                    store = of(KernelKind::store);
+  for (const char* file :
+       {"forward.cu", "forward_consume.cuh", "softmax.cuh", "program.cuh", "program_math.cuh"})
+    EXPECT_THAT(forward, HasSubstr(std::string("--- ") + file + "\n"));
+  EXPECT_THAT(decode, HasSubstr("--- decode_bring.cuh\n"));
+  EXPECT_THAT(store, HasSubstr("--- cache_params.h\n"));
+  EXPECT_THAT(forward, ::testing::Not(HasSubstr("--- decode")));
+  EXPECT_THAT(decode, ::testing::Not(HasSubstr("--- forward")));
+  EXPECT_THAT(store, ::testing::Not(HasSubstr("--- softmax")));
+}
+
 // What does not change the code is not in it.
 TEST(Failures20KernelIdentity, IsTheSameForWhatOneKernelServes) {
   Problem more_heads = problem();
