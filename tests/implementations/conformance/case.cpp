@@ -10,6 +10,7 @@
 #include <random>
 
 #include "base/float.h"
+#include "base/threads.h"
 #include "mask/program.h"
 
 namespace chorale::conformance {
@@ -108,14 +109,17 @@ void put(const TensorView& view, std::initializer_list<std::int64_t> index, floa
   store_element(view.data, view.dtype, offset(view, index), value);
 }
 
-// A key that no query of its group sees: nothing may depend on it.
+// A key that no query of its group sees: nothing may depend on it. Most masks show it to its own position, so
+// that one is asked first.
 bool hidden(const Case& test, const Problem& bound, int sequence, int kv_head, std::int64_t position) {
   const Sequence& s = test.sequences[static_cast<std::size_t>(sequence)];
   const int group = bound.group_size();
+  const std::int64_t first = s.keys - s.queries, own = std::max<std::int64_t>(0, position - first);
   for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    for (std::int64_t row = 0; row < s.queries; ++row) {
+    for (std::int64_t i = 0; i < s.queries; ++i) {
+      const std::int64_t row = (own + i) % s.queries;
       if (evaluate_mask(bound.mask.program(),
-                        {sequence, bound.first_query_head + head, s.keys - s.queries + row, position})) {
+                        {sequence, bound.first_query_head + head, first + row, position})) {
         return false;
       }
     }
@@ -129,6 +133,7 @@ struct Pages {
   std::int64_t pool = 0;
 };
 Pages deal_pages(const Case& test) {
+  if (test.page_size == 0) return {};
   const auto pages_of = [&](const Sequence& s) { return (s.keys + test.page_size - 1) / test.page_size; };
   Pages pages{.tables = {}, .pool = 3};
   for (const Sequence& s : test.sequences) pages.pool += pages_of(s);
@@ -187,7 +192,7 @@ void fill_keys(const Case& test, Background background, Data& data) {
   std::int64_t first = 0;
   for (int b = 0; b < data.batch.sequences(); ++b) {
     const Sequence& s = test.sequences[static_cast<std::size_t>(b)];
-    for (std::int64_t position = 0; position < s.keys; ++position) {
+    parallel_for(s.keys, 0, [&](std::int64_t position, int) {
       for (int head = 0; head < bound.kv_heads; ++head) {
         const bool poisoned = !keep_hidden && hidden(test, bound, b, head, position);
         const auto fill_row = [&](const TensorView& view, const TensorView& scales, auto value) {
@@ -202,7 +207,7 @@ void fill_keys(const Case& test, Background background, Data& data) {
         fill_row(data.k.view, data.k_scale.view, &Values::key);
         fill_row(data.v.view, data.v_scale.view, &Values::value);
       }
-    }
+    });
     first += s.keys;
   }
 }
@@ -212,16 +217,17 @@ void fill_queries(const Case& test, Data& data) {
   const Problem& problem = test.problem;
   std::int64_t row = 0;
   for (const Sequence& s : test.sequences) {
-    for (std::int64_t i = 0; i < s.queries; ++i, ++row) {
+    parallel_for(s.queries, 0, [&](std::int64_t i, int) {
       const std::int64_t position = s.keys - s.queries + i;
       for (int head = 0; head < problem.query_heads; ++head) {
         const int source = test.inputs == Arrangement::broadcast_heads ? 0 : head;
         for (int c = 0; c < problem.head_dim; ++c)
-          put(data.q.view, {row, head, c}, values.query(s, position, source, c));
+          put(data.q.view, {row + i, head, c}, values.query(s, position, source, c));
         for (int c = 0; c < problem.value_dim(); ++c)
-          put(data.grad_out.view, {row, head, c}, values.grad_out(s, position, source, c));
+          put(data.grad_out.view, {row + i, head, c}, values.grad_out(s, position, source, c));
       }
-    }
+    });
+    row += s.queries;
   }
 }
 
@@ -297,10 +303,12 @@ BackwardTensors Data::backward() const {
           grad_q.view, grad_k.view, grad_v.view, grad_sinks.view, k_scale.view, v_scale.view};
 }
 
+Batch batch_of(const Case& test) { return make_batch(test, deal_pages(test)); }
+
 Data make_data(const Case& test, Background background) {
   const Problem& problem = test.problem;
   const float unused = background == Background::poison ? nan : 0.0f;
-  const Pages pages = test.page_size == 0 ? Pages{} : deal_pages(test);
+  const Pages pages = deal_pages(test);
   Data data;
   data.batch = make_batch(test, pages);
   const std::int64_t queries = data.batch.total_q(), keys = data.batch.total_k();

@@ -76,6 +76,7 @@ struct Data {
   ForwardTensors forward() const;
   BackwardTensors backward() const;  // takes out and lse as forward left them
 };
+Batch batch_of(const Case& test);  // of its data
 Data make_data(const Case& test, Background background = Background::poison);
 
 }  // namespace chorale::conformance

@@ -52,12 +52,12 @@ class OnHopper : public ::testing::Test {
     });
   }
   static std::vector<cuda::KernelKey> keys_of(const Case& test) {
-    const Data data = conformance::make_data(test);
+    const Batch batch = conformance::batch_of(test);
     Problem bound = test.problem;
     bound.mask = bound.mask.with_tables(test.tables).value();
     bound.score = bound.score.with_tables(test.tables).value();
     const cuda::Order order = cuda::order_of(bound.head_dim, bound.value_dim());
-    const cuda::WorkList work = cuda::make_work_list(bound, data.batch, order.chunk);
+    const cuda::WorkList work = cuda::make_work_list(bound, batch, order.chunk);
     std::vector<cuda::KernelKey> keys;
     if (!work.forward.row_blocks.empty())
       keys.push_back(cuda::kernel_key(cuda::KernelKind::forward, bound, test.page_size));
@@ -141,8 +141,8 @@ class Bits : public OnHopper, public ::testing::WithParamInterface<Shape> {
   static Case cut(const Case& test, std::int32_t chunk, int page_size) {
     Case pieces = test;
     pieces.sequences.clear();
-    const std::int32_t late =
-        test.sequences.back().keys - 40;  // of the longest only its end, where pieces are many
+    // Of the longest only its end, where pieces are many: it crosses a tile's and a page's border.
+    const std::int32_t late = test.sequences.back().keys - 24;
     for (const Sequence& s : test.sequences)
       for (std::int32_t begin = 0; begin < s.keys; begin += chunk)
         if (const std::int32_t end = std::min(begin + chunk, s.keys);
@@ -186,6 +186,23 @@ TEST_P(Bits, PackedPagedChunkedAndDecodedAreOne) {
     for (const Case& other : others)
       EXPECT_EQ(differences(reference, forward(other)), 0u)
           << "of " << reference.size() << " rows, " << other.describe();
+  }
+}
+
+// All paths of the forward kernel (its head_dim allowing) in few tiles: more rows than a block has, two
+// chunks, a partial tile. Small enough for compute-sanitizer (docs/cuda.md).
+TEST_P(Bits, FewTilesPackedAndPagedAreOne) {
+  const int keys = cuda::chunk_keys(GetParam().value_dim) + 76;
+  for (const Feature& feature : features()) {
+    SCOPED_TRACE(feature.name);
+    Case packed = whole(feature);
+    packed.sequences = {{130, 130, 20}, {40, keys, 21}};
+    const Rows reference = forward(packed);
+    for (const int page_size : {1, 16}) {
+      Case paged = packed;
+      paged.page_size = page_size;
+      EXPECT_EQ(differences(reference, forward(paged)), 0u) << page_size;
+    }
   }
 }
 
