@@ -7,18 +7,23 @@ import torch.nn.functional as functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+import gpu_flash_3
+
 CUDNN, FLASH_2, FLEX, FLASH_3, FLASHINFER = "cuDNN", "FlashAttention-2", "flex_attention", "FlashAttention-3", "FlashInfer"
 BACKENDS = {CUDNN: SDPBackend.CUDNN_ATTENTION, FLASH_2: SDPBackend.FLASH_ATTENTION}
 
 torch._dynamo.config.recompile_limit = 64  # every mask and shape is one
 
 
-def installed():
+flash_3 = {}  # "forward", "decode": who does it
+
+
+def installed(built_flash_3):
     """{peer: None where it is there, else why not}, of those that PyTorch does not bring along."""
     found = {}
-    for peer, module in ((FLASH_3, "flash_attn_interface"), (FLASHINFER, "flashinfer")):
+    for peer, look in ((FLASH_3, lambda: flash_3.update(gpu_flash_3.find(built_flash_3))), (FLASHINFER, lambda: importlib.import_module("flashinfer"))):
         try:
-            importlib.import_module(module)
+            look()
             found[peer] = None
         except Exception as error:  # whatever a package does when it is imported
             found[peer] = str(error).splitlines()[0]
@@ -50,21 +55,6 @@ def block_mask(mask_mod, length):
 
 def flex(q, k, v, mask, score_mod=None):
     return compiled_flex(q, k, v, score_mod=score_mod, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-
-
-def flash_3_forward(q, k, v, batch, causal):
-    """q, k, v as rows. The package's function gives the output, in some versions with the log-sum-exp."""
-    from flash_attn_interface import flash_attn_func
-    q, k, v = (x.view(batch, -1, *x.shape[1:]) for x in (q, k, v))
-    out = flash_attn_func(q, k, v, causal=causal)
-    return (out[0] if isinstance(out, tuple) else out).flatten(0, 1)
-
-
-def flash_3_decode(q, k, v, lengths, table):
-    """q [batch, heads, dim]; k, v [pages, page, heads, dim]; its own choice of splits."""
-    from flash_attn_interface import flash_attn_with_kvcache
-    out = flash_attn_with_kvcache(q.unsqueeze(1), k, v, cache_seqlens=lengths, page_table=table, causal=True)
-    return (out[0] if isinstance(out, tuple) else out).squeeze(1)
 
 
 def flashinfer_decode(table, lengths, page, heads, kv_heads, dim):

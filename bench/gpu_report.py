@@ -6,8 +6,9 @@ import sys
 class Report:
     """Markdown, to the terminal and to a file, as it comes."""
 
-    def __init__(self, path):
-        self.file = open(path, "w", encoding="utf-8") if path else None
+    def __init__(self, path, progress):
+        self.progress = progress
+        self.file = open(path, "w" if progress.is_first else "a", encoding="utf-8") if path else None
 
     def line(self, text=""):
         for file in (sys.stdout, self.file):
@@ -17,7 +18,9 @@ class Report:
     def row(self, cells):
         self.line("| " + " | ".join(str(cell) for cell in cells) + " |")
 
-    def table(self, title, header):
+    def table(self, name, title, header):
+        if not self.progress.is_new(name):
+            return
         self.line(f"\n## {title}\n")
         self.row(header)
         self.row(["---"] * len(header))
