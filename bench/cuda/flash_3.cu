@@ -2,13 +2,13 @@
 // packed nor paged), where no package of it fits the PyTorch that is there. bench/cuda/flash_3.sh builds it.
 #include "flash_fwd_launch_template.h"
 
-template void run_mha_fwd_<90, cutlass::bfloat16_t, 128, 128, false, false, false, false>(
-    Flash_fwd_params &, cudaStream_t);
-void prepare_varlen_num_blocks(Flash_fwd_params &, cudaStream_t, bool, int, int, bool) {}  // not reached
+template void run_mha_fwd_<90, cutlass::bfloat16_t, 128, 128, false, false, false, false>(Flash_fwd_params&,
+                                                                                          cudaStream_t);
+void prepare_varlen_num_blocks(Flash_fwd_params&, cudaStream_t, bool, int, int, bool) {}  // not reached
 
 // q, out [batch, length, heads, 128], k, v [batch, length, kv_heads, 128], lse [batch, heads, length];
 // `semaphore`: one int of device memory. As flash_api.cpp's mha_fwd sets the parameters.
-extern "C" int flash_3_forward(void *q, void *k, void *v, void *out, float *lse, int *semaphore, int batch,
+extern "C" int flash_3_forward(void* q, void* k, void* v, void* out, float* lse, int* semaphore, int batch,
                                int length, int heads, int kv_heads, int causal, int multiprocessors,
                                cudaStream_t stream) {
   constexpr int dim = 128;
