@@ -1,4 +1,5 @@
-// chorale resolve FILE [key=value ...] [--device cuda] [--json]: what every role would run, and why.
+// chorale resolve FILE [key=value ...] [--device cuda] [--compared] [--json]: what every role would run, and
+// why.
 #include <fmt/core.h>
 #include <CLI/CLI.hpp>
 
@@ -16,14 +17,16 @@ struct ResolveArguments {
   std::string file;
   std::vector<std::string> overrides;
   std::string device = "cpu";
-  bool json = false;
+  bool compared = false, json = false;
 };
 
 Result<int> resolve(const ResolveArguments& arguments) {
   CHORALE_ASSIGN_OR_RETURN(const Roles roles, Roles::load(arguments.file, arguments.overrides));
   CHORALE_ASSIGN_OR_RETURN(const Problem problem, roles.problem());
   CHORALE_ASSIGN_OR_RETURN(const Device device, Device::parse(arguments.device));
-  CHORALE_ASSIGN_OR_RETURN(const ResolvedRoles resolved, roles.resolve_all(problem, device, roles.layers()));
+  CHORALE_ASSIGN_OR_RETURN(const ResolvedRoles resolved,
+                           arguments.compared ? roles.resolve_compared(problem, device, roles.layers())
+                                              : roles.resolve_all(problem, device, roles.layers()));
   fmt::print("{}", arguments.json ? resolved.to_json() + "\n" : resolved.explain());
   CHORALE_RETURN_IF_ERROR(resolved.check());
   return exit_ok;
@@ -38,6 +41,8 @@ void add_resolve_command(CLI::App& app, Action& action) {
   command->add_option("overrides", arguments->overrides, "key=value, in the place of what the file says");
   command->add_option("--device", arguments->device, "Where it would run: cpu, cuda or cuda:N")
       ->capture_default_str();
+  command->add_flag("--compared", arguments->compared,
+                    "Only what verify compares: the actor's forward and the rollout");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments, &action] { action = [arguments] { return resolve(*arguments); }; });
 }

@@ -109,6 +109,7 @@ TEST_F(ProgramTest, DoesWhatItIsAskedWithStatusZero) {
                                                     {"train", "--help"},
                                                     {"mask", "causal and q - k < 3", "--q", "8", "--k", "8"},
                                                     {"resolve", roles + "short.yaml"},
+                                                    {"resolve", roles + "short.yaml", "--compared"},
                                                     {"resolve", roles + "short.yaml", "parity=off", "--json"},
                                                     train({"grpo.steps=1", "warmup.steps=1"})}) {
     const Outcome outcome = run(arguments);
