@@ -5,6 +5,7 @@
 
 #include "base/settings.h"
 #include "commands.h"
+#include "simd/levels.h"
 
 namespace chorale::app {
 
@@ -32,6 +33,10 @@ int run(int argc, char** argv) {
   }
   if (const std::string problems = describe_settings_problems(); !problems.empty()) {
     fmt::print(stderr, "chorale: {}\n", problems);
+    return exit_error;
+  }
+  if (const Status forced = simd::check_forced_level(); !forced.is_ok()) {
+    fmt::print(stderr, "chorale: {}\n", forced.message());
     return exit_error;
   }
   try {

@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
@@ -32,14 +33,18 @@ bool request_amx() {
 }
 
 DotLevel detect() {
-  const std::string limit = read_settings().simd.value_or("amx");
-  if (limit == "avx2" || limit == "avx512") return DotLevel::none;
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw")) return DotLevel::none;
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;  // of leaf 7
   const bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx_bf16) != 0 && (d & amx_tile) != 0;
-  return limit == "amx" && amx && request_amx() ? DotLevel::amx : DotLevel::avx512_bf16;
+  return amx && request_amx() ? DotLevel::amx : DotLevel::avx512_bf16;
+}
+
+DotLevel most_allowed() {
+  const std::string limit = read_settings().simd.value_or("amx");
+  if (limit == "avx2" || limit == "avx512") return DotLevel::none;
+  return limit == "amx" ? DotLevel::amx : DotLevel::avx512_bf16;
 }
 
 // Eight tiles of 16 rows of 64 bytes.
@@ -196,8 +201,12 @@ CHORALE_AVX512_BF16 void pack_rows(const bfloat16* const* in, std::int64_t rows,
 
 }  // namespace
 
-DotLevel dot_level() {
+DotLevel processor_dot_level() {
   static const DotLevel level = detect();
+  return level;
+}
+DotLevel dot_level() {
+  static const DotLevel level = std::min(processor_dot_level(), most_allowed());
   return level;
 }
 

@@ -15,8 +15,10 @@
 
 namespace chorale::simd {
 
-enum class DotLevel { none, avx512_bf16, amx };
-// The best that this processor and CHORALE_SIMD allow. Asks the system for AMX's registers once.
+enum class DotLevel { none, avx512_bf16, amx };  // from the least to the best
+// The best that this processor has. Asks the system for AMX's registers once.
+DotLevel processor_dot_level();
+// The best that this processor and CHORALE_SIMD allow.
 DotLevel dot_level();
 
 // AMX's tile registers, configured for this thread while the object lives. Needed around dot_product at

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "rl/fixture.h"
+#include "simd/levels.h"
 
 namespace chorale {
 namespace {
@@ -146,6 +147,20 @@ TEST_F(ProgramTest, RefusesWithStatusTwoAndOneSentence) {
     EXPECT_EQ(outcome.out, "") << sentence;
     EXPECT_THAT(outcome.err, StartsWith("chorale: "));
     EXPECT_THAT(outcome.err, HasSubstr(sentence));
+  }
+}
+
+// Never something else in its place.
+TEST_F(ProgramTest, ALevelOfSimdThatTheProcessorLacksIsAnError) {
+  const std::string best = simd::processor_level();
+  bool lacks = false;
+  for (const std::string level : {"avx2", "avx512", "avx512_bf16", "amx"}) {
+    const Outcome outcome = run({"mask", "causal"}, "CHORALE_SIMD=" + level);
+    EXPECT_EQ(outcome.status, lacks ? 2 : 0) << level << ": " << outcome.err;
+    if (lacks)
+      EXPECT_EQ(outcome.err,
+                "chorale: CHORALE_SIMD is '" + level + "': this processor has " + best + " at most\n");
+    lacks = lacks || level == best;
   }
 }
 

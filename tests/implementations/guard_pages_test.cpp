@@ -1,21 +1,13 @@
 // Every tensor right before, or right behind, memory that no process may touch. A kernel that reads or writes
 // one element beyond a tensor faults here, where memory around it would have hidden that.
-#include <signal.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "guarded_memory.h"
 #include "implementations/conformance/check.h"
 #include "implementations/servants.h"
-#include "simd/dot_tiles.h"
-#include "simd/simd.h"
 
 namespace chorale {
 namespace {
@@ -25,34 +17,6 @@ using conformance::Background;
 using conformance::Case;
 using conformance::Data;
 using conformance::Stored;
-
-enum class Side { begin, end };  // of the tensor, that the forbidden page touches
-
-// `bytes` between two forbidden pages.
-class GuardedMemory {
- public:
-  GuardedMemory(std::size_t bytes, Side side) {
-    const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-    const std::size_t inside = (bytes + page - 1) / page * page;
-    bytes_ = inside + 2 * page;
-    memory_ = static_cast<std::byte*>(
-        ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (memory_ == MAP_FAILED) throw std::bad_alloc();
-    ::mprotect(memory_, page, PROT_NONE);
-    ::mprotect(memory_ + page + inside, page, PROT_NONE);
-    data_ = memory_ + page + (side == Side::end ? inside - bytes : 0);
-  }
-  GuardedMemory(GuardedMemory&& other) noexcept
-      : memory_(std::exchange(other.memory_, nullptr)), data_(other.data_), bytes_(other.bytes_) {}
-  ~GuardedMemory() {
-    if (memory_ != nullptr) ::munmap(memory_, bytes_);
-  }
-  std::byte* data() const { return data_; }
-
- private:
-  std::byte *memory_ = nullptr, *data_ = nullptr;
-  std::size_t bytes_ = 0;
-};
 
 // From the view's first element to behind its last.
 std::size_t extent(const TensorView& view) {
@@ -66,16 +30,6 @@ std::vector<Stored*> tensors(Data& data) {
           &data.out, &data.lse, &data.grad_q, &data.grad_k,  &data.grad_v,  &data.grad_sinks};
 }
 
-// What is computed, for the last words of a process that faulted.
-std::string current;
-void tell_and_die(int) {
-  constexpr std::string_view words = "touched memory outside a tensor: ";
-  (void)!::write(STDERR_FILENO, words.data(), words.size());
-  (void)!::write(STDERR_FILENO, current.data(), current.size());
-  (void)!::write(STDERR_FILENO, "\n", 1);
-  ::_exit(1);
-}
-
 struct Place {
   const Implementation* implementation;
   Side side;
@@ -83,23 +37,9 @@ struct Place {
 
 class GuardPages : public testing::TestWithParam<Place> {
  protected:
-  void SetUp() override {
-    const char* wanted = std::getenv("CHORALE_SIMD");
-    if (wanted != nullptr && wanted != level())
-      GTEST_SKIP() << "runs " << level() << " at most, not " << wanted;
-    before_ = ::signal(SIGSEGV, &tell_and_die);
-  }
-  void TearDown() override { ::signal(SIGSEGV, before_); }
-
-  static std::string level() {
-    const simd::DotLevel dot = simd::dot_level();
-    if (dot == simd::DotLevel::amx) return "amx";
-    return dot == simd::DotLevel::avx512_bf16 ? "avx512_bf16" : simd::level();
-  }
-
   static void check(const Case& test) {
     SCOPED_TRACE(test.describe());
-    current = test.describe();
+    guarded_work = test.describe();
     const Implementation& implementation = *GetParam().implementation;
     Data free = conformance::run(implementation, test, Background::poison, Device::cpu(2)).value();
     Data guarded = conformance::make_data(test, Background::poison);
@@ -123,7 +63,7 @@ class GuardPages : public testing::TestWithParam<Place> {
   }
 
  private:
-  void (*before_)(int) = SIG_DFL;
+  const FaultsAreTold told_;
 };
 
 TEST_P(GuardPages, NothingOutsideATensorIsTouched) {
@@ -157,6 +97,26 @@ TEST_P(GuardPages, NothingOutsideATensorIsTouched) {
   }
 }
 
+// More than a chunk of keys, and enough rows for what is packed once for all of them.
+TEST_P(GuardPages, NothingOutsideALongSequenceIsTouched) {
+  if (GetParam().implementation->name() == "eager") return;  // a pair at a time, whatever the length: no news
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
+    for (const int dim : {33, 128}) {
+      for (const int page_size : {0, 16}) {
+        check({.feature = "guard pages, long",
+               .problem = {.query_heads = 2,
+                           .kv_heads = 1,
+                           .head_dim = dim,
+                           .dtype = dtype,
+                           .mask = dim == 33 ? mask::causal() : mask::causal() && mask::window(200)},
+               .sequences = {{1, 1100, 1}, {300, 1030, 2}},
+               .page_size = page_size});
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 std::vector<Place> places() {
   std::vector<Place> all;
   for (const Implementation* implementation : servants())
@@ -171,13 +131,13 @@ INSTANTIATE_TEST_SUITE_P(Implementations, GuardPages, testing::ValuesIn(places()
 
 // Control: one byte beyond either end is one too many.
 TEST(GuardPagesDeathTest, AByteOutsideFaults) {
-  current = "control";
+  guarded_work = "control";
   for (const Side side : {Side::begin, Side::end}) {
     const GuardedMemory memory(100, side);
     const volatile std::byte* outside = side == Side::begin ? memory.data() - 1 : memory.data() + 100;
     EXPECT_EXIT(
         {
-          ::signal(SIGSEGV, &tell_and_die);
+          const FaultsAreTold told;
           (void)*outside;
         },
         testing::ExitedWithCode(1), "touched memory outside a tensor: control");
