@@ -175,6 +175,7 @@ Result<std::vector<Completion>> Generator::generate(std::span<const Request> req
 GeneratorStats Generator::stats() const {
   GeneratorStats stats = stats_;
   stats.preemptions = scheduler_.stats().preemptions;
+  stats.forks = scheduler_.stats().forks;
   stats.shared_tokens = scheduler_.stats().shared_tokens;
   return stats;
 }

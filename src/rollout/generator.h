@@ -33,6 +33,7 @@ struct GeneratorStats {
   std::int64_t computed_tokens = 0;  // rows, those of preempted sequences as often as they were computed
   std::int64_t generated_tokens = 0;
   std::int64_t preemptions = 0;
+  std::int64_t forks = 0;          // requests that began as a copy of a running one's sequence
   std::int64_t shared_tokens = 0;  // positions taken over from another sequence's pages
   double seconds = 0;              // in steps
   double tokens_per_second() const {

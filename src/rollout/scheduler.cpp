@@ -79,11 +79,11 @@ Result<std::int64_t> Scheduler::promised_pages(const KvCache& cache) const {
 }
 
 // Gives a waiting generation a sequence with as much as there already is of it: its own keys from host
-// memory, a running generation's, or the published pages of a prompt.
-Status Scheduler::start(Generation& newcomer, const Prefix& prefix, KvCache& cache) {
+// memory, the published pages of a prompt, or (true) a running generation's, by a fork.
+Result<bool> Scheduler::start(Generation& newcomer, const Prefix& prefix, KvCache& cache) {
   if (newcomer.swapped) {
     CHORALE_ASSIGN_OR_RETURN(newcomer.sequence, cache.swap_in(*newcomer.swapped));
-    return Status::ok();
+    return false;
   }
   // A generated token may have been computed by another implementation than a prompt's, so only prompts are
   // looked up (and published). The token after a prompt, if there is one, is the one left to compute.
@@ -92,11 +92,12 @@ Status Scheduler::start(Generation& newcomer, const Prefix& prefix, KvCache& cac
   const KvCache::PrefixMatch match = cache.add_with_prefix(known);
   newcomer.sequence = match.sequence;
   newcomer.cached = match.tokens;
-  if (prefix.tokens <= match.tokens) return Status::ok();
+  if (prefix.tokens <= match.tokens) return false;
   CHORALE_RETURN_IF_ERROR(cache.free(match.sequence));
   CHORALE_ASSIGN_OR_RETURN(newcomer.sequence, cache.fork(*prefix.source->sequence));
   newcomer.cached = prefix.tokens;
-  return cache.truncate(*newcomer.sequence, prefix.tokens);
+  CHORALE_RETURN_IF_ERROR(cache.truncate(*newcomer.sequence, prefix.tokens));
+  return true;
 }
 
 // Waiting generations join in order of arrival while all they know fits beside what is promised, and a page
@@ -115,7 +116,7 @@ Status Scheduler::admit(KvCache& cache) {
     if (generation->swapped &&
         promised + pages_of(generation->known(), page_size) + running > cache.free_pages())
       break;
-    CHORALE_RETURN_IF_ERROR(start(*generation, prefix, cache));
+    CHORALE_ASSIGN_OR_RETURN(const bool forked, start(*generation, prefix, cache));
     CHORALE_ASSIGN_OR_RETURN(const std::int64_t needed,
                              cache.pages_for(*generation->sequence, generation->remaining()));
     if (promised + needed + running > cache.free_pages()) {
@@ -127,6 +128,7 @@ Status Scheduler::admit(KvCache& cache) {
     if (!generation->swapped) {
       generation->completion.shared_tokens += generation->cached;
       stats_.shared_tokens += generation->cached;
+      stats_.forks += forked ? 1 : 0;
     }
     generation->swapped.reset();
     promised += needed;

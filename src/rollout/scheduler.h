@@ -55,7 +55,8 @@ struct Chunk {
 
 struct SchedulerStats {
   std::int64_t preemptions = 0;
-  std::int64_t shared_tokens = 0;
+  std::int64_t forks = 0;          // newcomers that began as a copy of a running sequence
+  std::int64_t shared_tokens = 0;  // in forks, and in pages found by their prompt
 };
 
 // Not thread-safe. The cache is used by nobody else.
@@ -87,7 +88,7 @@ class Scheduler {
   Prefix find_prefix(const Generation& newcomer, int page_size) const;
   Result<std::int64_t> promised_pages(const KvCache& cache) const;
   Status admit(KvCache& cache);
-  Status start(Generation& newcomer, const Prefix& prefix, KvCache& cache);
+  Result<bool> start(Generation& newcomer, const Prefix& prefix, KvCache& cache);
   std::vector<std::int64_t> share_budget() const;
   Result<bool> make_room(const Generation& generation, std::int64_t tokens, KvCache& cache);
   Status preempt(Generation& generation, KvCache& cache);

@@ -173,6 +173,7 @@ TEST(Scheduler, SamplesOfOnePromptShareItsPages) {
       << "2 and 3 wait for the pages of 1, 4 does not";
   EXPECT_THAT(bench.step(), ElementsAre(Work{1, 10, 1}, Work{2, 9, 1}, Work{3, 9, 1}, Work{4, 5, 1}));
   EXPECT_EQ(bench.scheduler.stats().shared_tokens, 18);
+  EXPECT_EQ(bench.scheduler.stats().forks, 2);
   EXPECT_THAT(bench.step(), ElementsAre(Work{2, 10, 1}, Work{3, 10, 1}));
   EXPECT_EQ(bench.completions[2].shared_tokens, 9);
   EXPECT_EQ(bench.completions[1].shared_tokens, 0);

@@ -122,13 +122,14 @@ std::string soak(const Setting& setting, std::int64_t count, std::uint64_t seed)
   }
   const GeneratorStats stats = generator.stats();
   const double late = resident_mib();
-  fmt::print("{:<24} {:>8} {:>8} {:>9} {:>9} {:>12} {:>10.1f} {:>8.1f}\n", setting.name, finished,
-             stats.generated_tokens, stats.preemptions, stats.shared_tokens, most_used, late, late - early);
+  fmt::print("{:<24} {:>8} {:>8} {:>9} {:>6} {:>9} {:>12} {:>10.1f} {:>8.1f}\n", setting.name, finished,
+             stats.generated_tokens, stats.preemptions, stats.forks, stats.shared_tokens, most_used, late,
+             late - early);
   std::fflush(stdout);
   if (generator.cache().used_pages() != 0)
     return fmt::format("{} pages are still used at the end", generator.cache().used_pages());
-  if (stats.preemptions == 0 || stats.shared_tokens == 0)
-    return "nothing was preempted or shared: a test of nothing";
+  if (stats.preemptions == 0 || stats.forks == 0 || stats.shared_tokens == 0)
+    return "nothing was preempted, forked or shared: a test of nothing";
   if (late - early > most_growth)
     return fmt::format("memory grew from {:.1f} to {:.1f} MiB: may grow by {}", early, late, most_growth);
   return "";
@@ -146,8 +147,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   cli.add_option("--seed", seed)->capture_default_str();
   CLI11_PARSE(cli, argc, argv);
-  fmt::print("{:<24} {:>8} {:>8} {:>9} {:>9} {:>12} {:>10} {:>8}\n", "cache, preemption", "requests",
-             "tokens", "preempted", "shared", "pages in use", "MiB", "growth");
+  fmt::print("{:<24} {:>8} {:>8} {:>9} {:>6} {:>9} {:>12} {:>10} {:>8}\n", "cache, preemption", "requests",
+             "tokens", "preempted", "forked", "shared", "pages in use", "MiB", "growth");
   for (const chorale::Setting& setting : chorale::settings) {
     const std::string wrong = chorale::soak(setting, requests, seed);
     if (wrong.empty()) continue;
