@@ -12,6 +12,7 @@ in place of the clock's, for a machine that others use: with --threads 1 only.
 
 import argparse
 import ctypes
+import itertools
 import platform
 import statistics
 import time
@@ -45,18 +46,28 @@ class Data:
         self.random = numpy.random.default_rng(0)
 
     def tensor(self, *shape):
-        values = self.random.standard_normal(shape, dtype=numpy.float32)
-        if self.dtype == "bfloat16":
-            bits = values.view(numpy.uint32)
-            return aligned(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(numpy.uint16))
-        return aligned(values.astype(numpy.float16) if self.dtype == "float16" else values)
+        tensor = self.zeros(*shape)
+        flat, part = tensor.reshape(-1), 1 << 24  # in parts: the random numbers of a large cache are larger than itself
+        for start in range(0, flat.size, part):
+            values = self.random.standard_normal(min(part, flat.size - start), dtype=numpy.float32)
+            if self.dtype == "bfloat16":
+                bits = values.view(numpy.uint32)
+                values = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            flat[start:start + part] = values
+        return tensor
 
     def zeros(self, *shape):
-        return aligned(numpy.zeros(shape, dtype={"bfloat16": numpy.uint16, "float16": numpy.float16, "float32": numpy.float32}[self.dtype]))
+        type_ = {"bfloat16": numpy.uint16, "float16": numpy.float16, "float32": numpy.float32}[self.dtype]
+        return aligned(numpy.broadcast_to(type_(0), shape))
 
     def torch(self, array):
         tensor = torch.from_numpy(array.view(numpy.int16) if self.dtype == "bfloat16" else array)
         return tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor
+
+
+def free_memory():
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def pointer(array):
@@ -163,6 +174,13 @@ class Bench:
 
     def decode(self, dtype, batch, context, heads=32, kv_heads=8, dim=128, page=16):
         c, data = self.chorale.c, Data(dtype)
+        name = f"{dtype} decode batch {batch}, {context} keys, page {page}"
+        size = 2 * batch * context * kv_heads * dim * (4 if dtype == "float32" else 2)
+        # PyTorch may repeat the keys for each query head of a group.
+        needed = size * (1 + (heads // kv_heads if torch else 0))
+        if needed > free_memory():
+            print(f"{name}: left out, needs up to {needed / 1e9:.0f} GB of memory: {free_memory() / 1e9:.0f} GB are free", flush=True)
+            return
         per_sequence = context // page
         count = batch * per_sequence
         table = numpy.random.default_rng(1).permutation(count).reshape(batch, per_sequence)
@@ -190,10 +208,9 @@ class Bench:
                     functional.scaled_dot_product_attention(tq, tk, tv, enable_gqa=True)
 
             sides.append(peer)
-        size = 2 * batch * context * kv_heads * dim * (4 if dtype == "float32" else 2)
         bandwidth = c.chorale_peak_bandwidth(self.threads)
         ours, alone, in_cache, *peer_times = interleave(sides, self.seconds)
-        self.table.row(f"{dtype} decode batch {batch}, {context} keys, page {page}", [ours, *peer_times], size, bandwidth, "GB/s   ")
+        self.table.row(name, [ours, *peer_times], size, bandwidth, "GB/s   ")
         print(f"  reading those pages alone {size / statistics.median(alone) / 1e9:.1f} GB/s, computing on pages in the cache {size / statistics.median(in_cache) / 1e9:.1f} GB/s", flush=True)
         for each in (case, cached):
             c.chorale_case_free(each)
@@ -264,8 +281,7 @@ class Bench:
             if self.threads > 1:
                 self.threads_row(dtype, self.length, self.heads)
             self.masks(dtype, 2 * self.length, self.heads)
-            for batch, context in ((1, 8192), (16, 8192)) if self.quick else (
-                    (1, 1024), (16, 1024), (64, 1024), (1, 8192), (16, 8192), (64, 8192), (1, 32768), (16, 32768)):
+            for batch, context in ((1, 8192), (16, 8192)) if self.quick else itertools.product((1, 16, 64), (1024, 8192, 32768)):
                 self.decode(dtype, batch, context)
 
 
