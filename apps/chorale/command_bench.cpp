@@ -12,11 +12,9 @@
 #include "bench/peaks.h"
 #include "bench_timing.h"
 #include "bench_work.h"
-#include "chorale/roles.h"
 #include "commands.h"
 #include "implementations/cuda/staged_attention.h"
-#include "rl/run_config.h"
-#include "roles/config.h"
+#include "rollout_file.h"
 
 namespace chorale::app {
 namespace {
@@ -143,12 +141,8 @@ Result<int> run_bench(const BenchArguments& arguments) {
   if (device.kind == Device::Kind::cuda)
     if (const auto gpu = cuda::Gpu::get(device.ordinal); !gpu)
       return gpu.status().with_context("--device cuda");
-  CHORALE_ASSIGN_OR_RETURN(const Config config, Config::load(arguments.file, arguments.overrides));
-  CHORALE_ASSIGN_OR_RETURN(const Roles roles, Roles::from(config));
-  CHORALE_ASSIGN_OR_RETURN(const RunConfig run, RunConfig::read_rollout(config));
-  allow_keys_of_runs(config);
-  CHORALE_RETURN_IF_ERROR(config.reject_unknown());
-  CHORALE_ASSIGN_OR_RETURN(const Problem problem, roles.problem());
+  CHORALE_ASSIGN_OR_RETURN(const RolloutFile file, read_rollout_file(arguments.file, arguments.overrides));
+  const auto& [roles, run, problem] = file;
 
   std::vector<Row> rows;
   for (const Phase phase : phases(role)) {

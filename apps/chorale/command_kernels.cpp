@@ -10,15 +10,13 @@
 #include <vector>
 
 #include "base/threads.h"
-#include "chorale/roles.h"
 #include "commands.h"
 #include "implementations/cuda/compiler.h"
 #include "implementations/cuda/cubin.h"
 #include "implementations/cuda/cuda_attention.h"
 #include "implementations/cuda/nvrtc.h"
 #include "implementations/cuda/source.h"
-#include "rl/run_config.h"
-#include "roles/config.h"
+#include "rollout_file.h"
 
 namespace chorale::app {
 namespace {
@@ -94,16 +92,12 @@ void print_table(const std::vector<Row>& rows, const std::string& arch, const st
 }
 
 Result<int> run_kernels(const KernelsArguments& arguments) {
-  CHORALE_ASSIGN_OR_RETURN(const Config config, Config::load(arguments.file, arguments.overrides));
-  CHORALE_ASSIGN_OR_RETURN(const Roles roles, Roles::from(config));
-  CHORALE_ASSIGN_OR_RETURN(const RunConfig run, RunConfig::read_rollout(config));
-  allow_keys_of_runs(config);
-  CHORALE_RETURN_IF_ERROR(config.reject_unknown());
-  CHORALE_ASSIGN_OR_RETURN(const Problem problem, roles.problem());
+  CHORALE_ASSIGN_OR_RETURN(const RolloutFile file, read_rollout_file(arguments.file, arguments.overrides));
+  const Problem& problem = file.problem;
   CHORALE_RETURN_IF_ERROR(cuda::supports_problem(problem));
 
   std::vector<Row> rows;
-  for (KernelKey& key : kernels_of(problem, run.rollout.page_size)) rows.push_back({std::move(key)});
+  for (KernelKey& key : kernels_of(problem, file.run.rollout.page_size)) rows.push_back({std::move(key)});
   if (arguments.list || arguments.source) {
     for (const Row& row : rows)
       fmt::print("{}\n", arguments.source ? cuda::kernel_source(row.key) : row.key.describe());

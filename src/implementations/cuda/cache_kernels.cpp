@@ -12,10 +12,6 @@
 namespace chorale::cuda {
 namespace {
 
-kernels::Rows rows_of(const TensorView& view) {  // [..., tokens, heads, dim]
-  return {view.data, view.stride[view.rank - 3], view.stride[view.rank - 2]};
-}
-
 Status check_tensors(const Problem& problem, const StoreTensors& t) {
   const std::int64_t tokens = t.k.shape[0], pages = t.k_cache.shape[0], size = t.k_cache.shape[1];
   const DType cached = problem.kv_dtype_or_default();

@@ -85,10 +85,6 @@ TensorView as_pages(const TensorView& view) {
   return pages;
 }
 
-kernels::Rows rows_of(const TensorView& view) {  // [..., tokens, heads, dim]
-  return {view.data, view.stride[view.rank - 3], view.stride[view.rank - 2]};
-}
-
 int column_blocks_of(const KernelKey& key) {
   if (key.kind != KernelKind::decode) return 1;
   return kernels::box_column_blocks(key.head_dim, key.value_dim, key.fp8_cache, key.page_size);

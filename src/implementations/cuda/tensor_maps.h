@@ -1,4 +1,5 @@
-// Tensor maps: how the GPU's copy engine finds boxes of q, k and v.
+// How kernels find their way in a tensor: rows by strides, and boxes of q, k and v by the maps that the GPU's
+// copy engine reads.
 #pragma once
 
 #include "chorale/tensor.h"
@@ -6,6 +7,10 @@
 #include "kernels/params.h"
 
 namespace chorale::cuda {
+
+inline kernels::Rows rows_of(const TensorView& view) {  // [..., tokens, heads, dim]
+  return {view.data, view.stride[view.rank - 3], view.stride[view.rank - 2]};
+}
 
 // A map of a tensor whose last dimension is contiguous, first dimension first: `box` has the view's
 // dimensions from the last to the first. Boxes are 128 bytes wide. The view's address and its strides but the
