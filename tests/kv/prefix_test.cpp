@@ -1,5 +1,8 @@
 // Prefix reuse: what is found, what is never found, and what goes when the pool needs pages.
+#include <algorithm>
 #include <numeric>
+#include <random>
+#include <utility>
 
 #include "chorale/kv_cache.h"
 #include "kv/fixture.h"
@@ -151,6 +154,44 @@ TEST(Prefix, TheLeastRecentlyUsedGoesFirst) {
   EXPECT_EQ(found(cache, tokens_from(20, 5)), 0);
   EXPECT_EQ(found(cache, tokens_from(40, 5)), 4);
   EXPECT_EQ(found(cache, tokens_from(0, 5)), 4);
+}
+
+// Beside a list in the order of use: prompts of one page come, stay for a while and go, in a pool with room
+// for half of them. A prompt is found exactly where the list still has it.
+TEST(Prefix, RandomUsesAreEvictedInTheirOrder) {
+  constexpr std::int32_t prompts = 12, pages = 6, most_running = 4;
+  KvCache cache = small_cache(pages);
+  std::mt19937 random(5);
+  std::vector<std::int32_t> unused;  // prompts whose page nobody uses, the longest unused first
+  std::vector<std::pair<std::int32_t, KvCache::SequenceId>> running;
+  int reused = 0, evicted = 0;
+  for (int step = 0; step < 5000; ++step) {
+    if (std::ssize(running) == most_running || (!running.empty() && random() % 2 == 0)) {
+      const auto leaving = running.begin() + static_cast<std::ptrdiff_t>(random() % running.size());
+      ASSERT_TRUE(cache.free(leaving->second).is_ok());
+      unused.push_back(leaving->first);
+      running.erase(leaving);
+      continue;
+    }
+    const auto prompt = static_cast<std::int32_t>(random() % prompts);
+    if (std::ranges::find(running, prompt, [](const auto& r) { return r.first; }) != running.end()) continue;
+    Tokens tokens = tokens_from(prompt * 100, 5);
+    const auto match = cache.add_with_prefix(tokens);
+    const bool known = std::erase(unused, prompt) > 0;
+    ASSERT_EQ(match.tokens, known ? 4 : 0) << "prompt " << prompt << ", step " << step;
+    reused += known;
+    if (!known && std::ssize(unused) + std::ssize(running) == pages) {
+      unused.erase(unused.begin());
+      ++evicted;
+    }
+    tokens.pop_back();
+    fill(cache, match.sequence, tokens);
+    ASSERT_TRUE(cache.publish(match.sequence, tokens).is_ok());
+    running.emplace_back(prompt, match.sequence);
+    ASSERT_EQ(cache.cached_pages(), std::ssize(unused));
+  }
+  EXPECT_GT(reused, 500);
+  EXPECT_GT(evicted, 500);
 }
 
 TEST(Prefix, APageInUseIsNeverEvicted) {
