@@ -55,6 +55,7 @@ class Run {
   const ResolvedRoles& resolved() const { return resolved_; }
   const Trainer& trainer() const { return *trainer_; }
   const RunFolder& folder() const { return folder_; }
+  GeneratorStats rollout_stats() const { return generator_->stats(); }  // warm-up's evaluations included
 
  private:
   // The answers of one rollout, in the order of their prompts, a group after the other.

@@ -19,6 +19,7 @@ class CacheSettingsTest : public TinyRunTest {
     auto run = finished(with(std::move(overrides)));
     EXPECT_GT(run->history().comparison.tokens, 50);
     EXPECT_EQ(run->history().comparison.different, 0);
+    EXPECT_GT(run->rollout_stats().preemptions, 0) << "a test of nothing";
     return run;
   }
   static bool same_weights(const chorale::Run& a, const chorale::Run& b) {
@@ -38,6 +39,17 @@ TEST_F(CacheSettingsTest, AnEightBitRolloutAgreesWithItsTrainerToTheBit) {
 
 TEST_F(CacheSettingsTest, SwapTrainsTheSameWeights) {
   EXPECT_TRUE(same_weights(*compared({}), *compared({"rollout.preemption=swap"})));
+}
+
+// Of each group the first computes the prompt, "1+2+3+4="; the others take all of it over but the last token,
+// from which they draw.
+TEST_F(CacheSettingsTest, AGroupSharesItsPrompt) {
+  constexpr std::int64_t steps = 4, groups = 4, others = 3, prompt = 8;
+  const auto run = finished(options("out", {"rollout.page_size=1", "rollout.pages=400", "task.min_digits=4",
+                                            "task.max_digits=4", "grpo.prompts=4", "grpo.group_size=4"}));
+  EXPECT_GE(run->rollout_stats().shared_tokens, steps * groups * others * (prompt - 1));
+  EXPECT_EQ(run->rollout_stats().preemptions, 0) << "each token was shared once";
+  EXPECT_EQ(run->history().comparison.different, 0);
 }
 
 TEST_F(CacheSettingsTest, RefusesWhatItDoesNotKnow) {
