@@ -53,7 +53,8 @@ struct KeySet {
 };
 
 struct ForwardMemory {
-  static constexpr int items = 4, queries = 2, keys = 2, values = 2;  // sizes of rings
+  static constexpr int items = 4, queries = query_bytes > 48 << 10 ? 1 : 2, keys = 2,
+                       values = 2;  // sizes of rings
 
   unsigned char query[queries][query_bytes];
   unsigned char key[keys][key_tile_bytes];

@@ -105,7 +105,8 @@ struct Total {
     any = false;
   }
   // Takes a chunk's state in; outputs follow by the weights.
-  __device__ __forceinline__ void merge_state(const Softmax& chunk, float factor, MergeWeights (&weights)[2]) {
+  __device__ __forceinline__ void merge_state(const Softmax& chunk, float factor,
+                                              MergeWeights (&weights)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       weights[r] = merge_weights(state.reference[r], chunk.reference[r], factor);

@@ -46,8 +46,8 @@ __device__ __forceinline__ void store(const float (&out)[out_count], const Softm
         const float x = finished(two[0], end[j % 2].factor), y = finished(two[1], end[j % 2].factor);
         d[j] = Config::bfloat16 ? pack_bfloat16(x, y) : pack_float16(x, y);
       }
-      store_matrices(shared_address(part) + place((first + lane % 16) % 64, 2 * i + lane / 16), d[0],
-                     d[1], d[2], d[3]);
+      store_matrices(shared_address(part) + place((first + lane % 16) % 64, 2 * i + lane / 16), d[0], d[1],
+                     d[2], d[3]);
     }
     __syncwarp();
     const int piece = lane % 8;  // of 8 columns: 8 lanes a row

@@ -53,11 +53,9 @@ Status supports_problem(const Problem& problem) {
   if (problem.group_size() > block_rows)
     return Status::unsupported(
         fmt::format("{} query heads for each KV head: must be at most {}", problem.group_size(), block_rows));
-  if (!forward_kernel_serves(problem.head_dim, problem.value_dim(), problem.has_kv_scales()) &&
-      problem.group_size() > decode_rows)
+  if (!forward_kernel_serves(problem.has_kv_scales()) && problem.group_size() > decode_rows)
     return Status::unsupported(
-        fmt::format("{} query heads for each KV head: must be at most {} with head_dim 256 or "
-                    "8-bit keys",
+        fmt::format("{} query heads for each KV head: must be at most {} with 8-bit keys",
                     problem.group_size(), decode_rows));
   // A maximum of raw scores is one of scaled scores only then.
   if (!(problem.scale_or_default() > 0))

@@ -64,8 +64,7 @@ void split(const Batch& batch, int chunk, WorkList::Part& decode) {
 WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, int least_decode_positions) {
   const int group = problem.group_size();
   const int decode_positions = decode_rows / group;  // at most; 0: heads alone are too many rows
-  const bool decode_all =
-      !forward_kernel_serves(problem.head_dim, problem.value_dim(), problem.has_kv_scales());
+  const bool decode_all = !forward_kernel_serves(problem.has_kv_scales());
   const auto is_decode = [&](int queries) { return decode_all || queries <= decode_positions; };
   WorkList work;
   work.forward.positions = std::max(1, block_rows / group);

@@ -49,11 +49,10 @@ std::vector<Listed> listed() {
   constexpr int forward_spills = 920, scored_spills = 1400, documents_spills = 1600;
   // Every head_dim, in training and in a generator.
   for (const auto& [head_dim, value_dim] :
-       {std::pair(64, 64), {96, 96}, {128, 128}, {192, 128}, {192, 192}}) {
+       {std::pair(64, 64), {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}}) {
     add(K::forward, problem(head_dim, value_dim), 0, forward_spills);
     add(K::decode, problem(head_dim, value_dim, 4), 16, decode_spills);
   }
-  add(K::decode, problem(256, 256, 4), 16, decode_spills);
   // Every feature, with the usual head_dim.
   const Problem usual = problem(128, 128, 4);
   add(K::forward, with(usual, [](Problem& p) { p.mask = mask::all(); }), 0, forward_spills);
