@@ -43,9 +43,10 @@ __device__ __forceinline__ void apply_programs(float (&scores)[score_count], con
                                                const Item& item, const ThreadRows& rows, Step step) {
   const bool is_partial = (step.flags & Step::partial) != 0;
   if (!Config::scored && !is_partial) return;
-  const int lane = lane_now();
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
+    const int lane =
+        lane_now();  // else positions of keys would be kept from one row to the other: 32 registers
     const int row = rows.of(r, lane);
     const int q = item.q_position + row / Config::group;
     const int h = params.first_query_head + item.kv_head * Config::group + row % Config::group;

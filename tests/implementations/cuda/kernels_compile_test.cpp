@@ -44,9 +44,9 @@ std::vector<Listed> listed() {
   // A decode keeps what does not change in registers, and spills some of it around the merge, once a row
   // block.
   constexpr int decode_spills = 270, wide_decode_spills = 2720;
-  // A forward so keeps the total of the chunks that have ended, in part, which it needs at a chunk's end;
+  // A forward so keeps a part of the total of the chunks that have ended, which it needs at a chunk's end;
   // programs, written out for every score, take registers too.
-  constexpr int forward_spills = 920, scored_spills = 1400, documents_spills = 1600;
+  constexpr int forward_spills = 200, scored_spills = 400, documents_spills = 1600;
   // Every head_dim, in training and in a generator.
   for (const auto& [head_dim, value_dim] :
        {std::pair(64, 64), {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}}) {
