@@ -29,7 +29,7 @@ Result<double> compile(const CaseRequest& request) {
   CHORALE_ASSIGN_OR_RETURN(const Problem problem, make_problem(request));
   const Batch batch = make_batch(request);
   const cuda::Order order = order_of(problem, request.chunk);
-  const cuda::WorkList work = cuda::make_work_list(problem, batch, order.chunk);
+  const cuda::WorkList work = cuda::make_work_list(problem, batch, order.chunk, 1);
   const cuda::KernelCache cache(cuda::KernelCache::default_folder());
   double seconds = 0;
   for (const auto& [kind, part] :

@@ -11,19 +11,19 @@ __device__ void consume(const ForwardParams& params, DecodeMemory& memory) {
   PassRing passes;
   Running running;
   Outputs out;
+  Total total;
   for (;; ++passes.used) {
     mbarrier_wait(&memory.shared.pass_full, passes.parity());
     const Pass pass = memory.shared.pass;
-    if (pass.sequence < 0) return;
-    if (pass.first) {
+    if (pass.kv_head < 0) return;
+    if (pass.starts_item) total.reset();
+    if (pass.starts_chunk) {
       running.reset();
-      for (auto& block : out)
-        for (auto& group : block)
-          for (float& x : group) x = 0.f;
+      clear(out);
     }
     take_keys(params, memory, pass, progress, running, warp);
     take_values(params, memory, pass, progress, out, warp);
-    if (pass.last) finish(params, memory.shared, pass, running, out, warp);
+    if (pass.ends_chunk) finish_chunk(params, memory.shared, pass, running, out, total, warp);
   }
 }
 

@@ -6,40 +6,33 @@
 
 namespace chorale::kernels {
 
-// Item `index` of the launch, its first pass. Neighbouring items are KV heads of the same keys, which lie
-// side by side in memory.
-__device__ __forceinline__ Pass find_item(const ForwardParams& params, int index) {
-  const PlanView& plan = params.plan;
-  Pass pass = {};
-  pass.sequence = -1;
-  if (index >= plan.counts->split_items * params.kv_heads) return pass;
-  const SplitItem item = plan.split_items[index / params.kv_heads];
-  const RowBlock block = plan.row_blocks[item.block];
-  const Sequence sequence = plan.sequences[block.sequence];
-  pass.sequence = block.sequence;
-  pass.kv_head = index % params.kv_heads;
-  pass.kv_first = sequence.kv_first;
-  pass.kv_len = sequence.kv_len;
-  pass.q_row = sequence.q_first + block.first;
-  pass.positions = min(Config::positions, sequence.q_len - block.first);
-  pass.q_position = sequence.kv_len - sequence.q_len + block.first;
-  pass.arrivals = pass.kv_head * params.arrival_counters + item.first_slot / merge_step + item.block;
-  pass.chunk = item.chunk;
-  pass.chunks = item.chunks;
-  pass.first_slot = item.first_slot;
-  pass.tile = item.chunk * chunk_tiles;
-  return pass;
-}
+// A pass as those who bring know it.
+struct Task : Pass {
+  SplitItem split;
+  int word;  // of it, in each lane: what DecodeShared::items gets
+
+  // Item `index` of the launch, its first pass. Neighbouring items are KV heads of the same keys, which lie
+  // side by side in memory.
+  __device__ __forceinline__ Task(const ForwardParams& params, int index) : Pass{} {
+    // Read beside the count, not after it.
+    const int number = index / params.kv_heads, lane = threadIdx.x % 32;
+    const SplitItem& found = params.plan.split_items[min(number, params.item_room - 1)];
+    split = found;
+    word = lane < item_words ? reinterpret_cast<const int*>(&found)[lane] : 0;
+    kv_head = number < params.plan.counts->split_items ? index % params.kv_heads : -1;
+    tile = split.first_chunk * chunk_tiles;
+  }
+};
 
 // 0: the rows see no key of the tile, 2: they see all, 1: look at each.
-__device__ __forceinline__ int tile_coverage(const ForwardParams& params, const Pass& pass, int tile) {
+__device__ __forceinline__ int tile_coverage(const ForwardParams& params, const Task& task, int tile) {
   const int k_first = tile * Config::tile, k_end = k_first + Config::tile;
-  int seen = k_end <= pass.kv_len ? 2 : 1;
+  int seen = k_end <= task.split.kv_len ? 2 : 1;
   if constexpr (Config::masked) {
-    const int head = params.first_query_head + pass.kv_head * Config::group;
-    seen = min(seen, program_coverage(params.plan.tables, pass.sequence, head, head + Config::group - 1,
-                                      pass.q_position, pass.q_position + pass.positions - 1, k_first,
-                                      min(k_end, pass.kv_len) - 1));
+    const int head = params.first_query_head + task.kv_head * Config::group;
+    seen = min(seen, program_coverage(params.plan.tables, task.split.sequence, head, head + Config::group - 1,
+                                      task.split.q_position, task.split.q_position + task.split.positions - 1,
+                                      k_first, min(k_end, task.split.kv_len) - 1));
   }
   return seen;
 }
@@ -53,20 +46,22 @@ class Bringer {
     if (thread_ == 0) prefetch_maps();
     // What a plan says does not come from the launch before this one, so it may be read before that one's
     // end.
-    Pass item = find_item(params_, blockIdx.x);
-    while (item.sequence >= 0) {
-      prepare(item);
+    Task task(params_, blockIdx.x);
+    while (task.kv_head >= 0) {
+      prepare(task);
       grid_dependency_wait();
-      bring_pass(item);
-      while (!item.last) {
-        item.tile += pass_tiles;
-        prepare(item);
-        bring_pass(item);
+      bring_pass(task);
+      while (!task.ends_item) {
+        task.tile = task.ends_chunk ? (task.tile / chunk_tiles + 1) * chunk_tiles : task.tile + pass_tiles;
+        prepare(task);
+        bring_pass(task);
       }
-      item = find_item(params_, claimed());
+      const int item = task.item ^ 1;
+      task = Task(params_, claimed());
+      task.item = item;
     }
     grid_dependency_wait();
-    announce(item, 0);
+    announce(task, 0);
     if (thread_ == 0) leave();
   }
 
@@ -78,51 +73,56 @@ class Bringer {
   }
 
   // Which tiles of the pass are seen, and where their keys lie. Every warp finds out.
-  __device__ void prepare(Pass& pass) const {
-    const int chunk_first = pass.chunk * chunk_tiles;
-    const int end = min(chunk_first + chunk_tiles, (pass.kv_len + Config::tile - 1) / Config::tile);
-    pass.first = pass.tile == chunk_first;
-    pass.last = pass.tile + pass_tiles >= end;
-    const int lane = thread_ % 32, tile = pass.tile + lane;
-    const int seen = lane < pass_tiles && tile < end ? tile_coverage(params_, pass, tile) : 0;
-    pass.visible = __ballot_sync(~0u, seen != 0);
-    pass.is_partial = __ballot_sync(~0u, seen == 1);
+  __device__ void prepare(Task& task) const {
+    const int chunk = task.tile / chunk_tiles, item_end = task.split.first_chunk + task.split.chunks;
+    const int end = min((chunk + 1) * chunk_tiles, (task.split.kv_len + Config::tile - 1) / Config::tile);
+    task.starts_chunk = task.tile % chunk_tiles == 0;
+    task.starts_item = task.starts_chunk && chunk == task.split.first_chunk;
+    task.ends_chunk = task.tile + pass_tiles >= end;
+    task.ends_item = task.ends_chunk && chunk + 1 == item_end;
+    const int lane = thread_ % 32, tile = task.tile + lane;
+    const int seen = lane < pass_tiles && tile < end ? tile_coverage(params_, task, tile) : 0;
+    task.visible = __ballot_sync(~0u, seen != 0);
+    task.is_partial = __ballot_sync(~0u, seen == 1);
     if constexpr (Config::paged) {
       constexpr int size = Config::paged ? Config::page_size : 1;
-      const int* table = params_.plan.block_table +
-                         static_cast<long long>(pass.sequence) * params_.plan.counts->block_table_stride;
+      const int* table = params_.plan.block_table + static_cast<long long>(task.split.sequence) *
+                                                        params_.plan.counts->block_table_stride;
       for (int box = thread_; box < pass_tiles * tile_boxes; box += bringers) {
-        const int position = pass.tile * Config::tile + box * box_slots;
-        if (position < pass.kv_len) memory_.shared.pages[box] = table[position / size];
+        const int position = task.tile * Config::tile + box * box_slots;
+        if (position < task.split.kv_len) memory_.shared.pages[box] = table[position / size];
       }
     }
   }
 
-  __device__ void bring_pass(const Pass& pass) {
-    announce(pass, query_slabs * Config::rows * slab_row_bytes);
+  __device__ void bring_pass(const Task& task) {
+    announce(task, query_slabs * Config::rows * slab_row_bytes);
     if (thread_ < query_slabs)
       copy_box(memory_.shared.query[thread_], &params_.q, &memory_.shared.pass_full, thread_ * 64,
-               pass.kv_head * Config::group, pass.q_row);
-    for (u32 tiles = pass.visible; tiles != 0; tiles &= tiles - 1) {
+               task.kv_head * Config::group, task.split.q_row);
+    for (u32 tiles = task.visible; tiles != 0; tiles &= tiles - 1) {
       const int tile = __ffs(tiles) - 1;
       for (int slab = 0; slab < key_slabs; ++slab)
-        bring_slab<false>(pass, tile, slab, &memory_.key_full[tile][slab]);
+        bring_slab<false>(task, tile, slab, &memory_.key_full[tile][slab]);
     }
-    for (u32 tiles = pass.visible; tiles != 0; tiles &= tiles - 1) {
+    for (u32 tiles = task.visible; tiles != 0; tiles &= tiles - 1) {
       // The next item is claimed as late as hides the delay: what one claims ahead, others cannot take.
-      if (pass.last && (tiles & (tiles - 1)) == 0) claim();
+      if (task.ends_item && (tiles & (tiles - 1)) == 0) claim();
       for (int slab = 0; slab < value_slabs; ++slab)
-        bring_slab<true>(pass, __ffs(tiles) - 1, slab, &memory_.value_full[slabs_.index()]);
+        bring_slab<true>(task, __ffs(tiles) - 1, slab, &memory_.value_full[slabs_.index()]);
     }
-    if (pass.last && pass.visible == 0) claim();
+    if (task.ends_item && task.visible == 0) claim();
     sync_bringers();  // the next pass writes pages
   }
 
-  __device__ void announce(const Pass& pass, u32 query_bytes) {
-    if (thread_ == 0) {
+  __device__ void announce(const Task& task, u32 query_bytes) {
+    if (thread_ < 32) {
       mbarrier_wait(&memory_.shared.pass_free, passes_.parity() ^ 1);
-      memory_.shared.pass = pass;
-      mbarrier_arrive_expect_bytes(&memory_.shared.pass_full, query_bytes);
+      if (thread_ == 0) memory_.shared.pass = task;
+      if (thread_ < item_words) {
+        if (task.starts_item) reinterpret_cast<int*>(&memory_.shared.items[task.item])[thread_] = task.word;
+        mbarrier_arrive_expect_bytes(&memory_.shared.pass_full, thread_ == 0 ? query_bytes : 0);
+      }
     }
     sync_bringers();
     ++passes_.used;
@@ -140,53 +140,53 @@ class Bringer {
   // One slab of keys or values. What lies past the sequence's end keeps what was there. A slot of the ring is
   // one warp's: who waits for its barrier has seen all its turns.
   template <bool values>
-  __device__ __forceinline__ void bring_slab(const Pass& pass, int tile, int slab, u64* full) {
+  __device__ __forceinline__ void bring_slab(const Task& task, int tile, int slab, u64* full) {
     const int slot = slabs_.index();
     if (copies_rows || slot % (bringers / 32) == thread_ / 32) {
       mbarrier_wait(&memory_.slab_free[slot], slabs_.parity() ^ 1);
       if constexpr (copies_rows)
-        copy_rows<values>(pass, tile, slab, memory_.slab[slot], full);
+        copy_rows<values>(task, tile, slab, memory_.slab[slot], full);
       else
-        copy_boxes<values>(pass, tile, slab, memory_.slab[slot], full);
+        copy_boxes<values>(task, tile, slab, memory_.slab[slot], full);
     }
     ++slabs_.used;
   }
 
   // By the copy engine; lanes share the boxes.
   template <bool values>
-  __device__ __forceinline__ void copy_boxes(const Pass& pass, int tile, int slab, unsigned char* to,
+  __device__ __forceinline__ void copy_boxes(const Task& task, int tile, int slab, unsigned char* to,
                                              u64* full) {
-    const int first = (pass.tile + tile) * Config::tile;
-    const int live = min(tile_boxes, (pass.kv_len - first + box_slots - 1) / box_slots);
+    const int first = (task.tile + tile) * Config::tile;
+    const int live = min(tile_boxes, (task.split.kv_len - first + box_slots - 1) / box_slots);
     const int lane = thread_ % 32;
     if (lane == 0) mbarrier_arrive_expect_bytes(full, live * box_bytes);
     __syncwarp();
     const TensorMap* map = values ? &params_.v : &params_.k;
     for (int box = lane; box < live; box += 32) {
-      int page = 0, slot = pass.kv_first + first;
+      int page = 0, slot = task.split.kv_first + first;
       if constexpr (Config::paged) {
         page = memory_.shared.pages[tile * tile_boxes + box];
         slot = Config::page_size > Config::tile ? first % Config::page_size : 0;
       }
       if constexpr (column_blocks > 1)
-        copy_streamed_box(to + box * box_bytes, map, full, 0, slot, slab * column_blocks, pass.kv_head, page);
+        copy_streamed_box(to + box * box_bytes, map, full, 0, slot, slab * column_blocks, task.kv_head, page);
       else
-        copy_streamed_box(to + box * box_bytes, map, full, slab * slab_columns, pass.kv_head, slot, page);
+        copy_streamed_box(to + box * box_bytes, map, full, slab * slab_columns, task.kv_head, slot, page);
     }
   }
   // By threads: each has one of a row's eight pieces of 16 bytes, in every sixteenth row.
   template <bool values>
-  __device__ __forceinline__ void copy_rows(const Pass& pass, int tile, int slab, unsigned char* to,
+  __device__ __forceinline__ void copy_rows(const Task& task, int tile, int slab, unsigned char* to,
                                             u64* full) {
     constexpr int element_bytes = Config::fp8_cache ? 1 : 2, step = bringers / 8;
     constexpr int row_bytes = (values ? Config::value_dim : Config::head_dim) * element_bytes;
     const Rows& rows = values ? params_.v_rows : params_.k_rows;
     const long long page_stride = values ? params_.v_page_stride : params_.k_page_stride;
     const int piece = thread_ % 8, first_row = thread_ / 8;
-    const int live = pass.kv_len - (pass.tile + tile) * Config::tile;
+    const int live = task.split.kv_len - (task.tile + tile) * Config::tile;
     if (slab * slab_row_bytes + piece * 16 < row_bytes) {
       const char* from = static_cast<const char*>(rows.data) +
-                         pass.kv_head * rows.head_stride * element_bytes + slab * slab_row_bytes + piece * 16;
+                         task.kv_head * rows.head_stride * element_bytes + slab * slab_row_bytes + piece * 16;
       const u32 base = shared_address(to) + ((piece ^ (first_row & 7)) << 4);
 #pragma unroll
       for (int row = first_row; row < Config::tile; row += step) {

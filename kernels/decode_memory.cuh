@@ -1,8 +1,9 @@
 // What the warps of the decode kernel share, and the barriers by which they hand it over.
 //
-// A block of threads takes one chunk of keys under one KV head after another. Eight warps consume, one
-// brings. A chunk is taken in passes of eight tiles: first each warp multiplies the keys of one tile, then
-// the warps agree on the running maxima, then each warp multiplies its own columns of all tiles' values.
+// A block of threads takes one item after another: consecutive chunks of keys under one KV head. Eight warps
+// consume, others bring. A chunk is taken in passes of eight tiles (or four): first each warp multiplies the
+// keys of one tile, then the warps agree on the rows' references, then each warp multiplies its own columns
+// of all tiles' values.
 #pragma once
 
 #include "config.cuh"
@@ -14,13 +15,16 @@ namespace chorale::kernels {
 constexpr int consumers = 8;  // warps
 constexpr int consumer_threads = 32 * consumers, decode_threads = consumer_threads + 128;
 constexpr int consume_registers = 216, bring_registers = 72;
-constexpr int pass_tiles = consumers, pass_keys = pass_tiles * Config::tile;
+
+// Rows are taken in groups of 8, the narrow side of a matrix instruction. A warp multiplies a tile's keys for
+// two groups at most, so that their scores find room in registers: of more rows two warps share a tile.
+static_assert(Config::rows <= 32, "a decode's row block has at most 32 rows");
+constexpr int row_groups = Config::rows <= 8 ? 1 : Config::rows <= 16 ? 2 : 4, padded_rows = 8 * row_groups;
+constexpr int tile_warps = row_groups <= 2 ? 1 : 2, warp_groups = row_groups / tile_warps;
+
+constexpr int pass_tiles = consumers / tile_warps, pass_keys = pass_tiles * Config::tile;
 constexpr int chunk_tiles = Config::chunk / Config::tile;
 static_assert(Config::chunk % Config::tile == 0 && Config::tile % 32 == 0);
-
-// Rows are taken in groups of 8, the narrow side of a matrix instruction.
-constexpr int row_groups = (Config::rows + 7) / 8, padded_rows = 8 * row_groups;
-static_assert(row_groups <= 4, "a decode's row block has at most 32 rows");
 
 // Keys and values lie in slabs: one or two blocks of a tile's columns, in rows of 128 bytes, swizzled.
 constexpr int column_blocks =
@@ -44,20 +48,13 @@ constexpr bool copies_rows = Config::paged && Config::page_size <= most_slots_by
 static_assert(!copies_rows || Config::page_size <= Config::tile);
 constexpr int bringers = copies_rows ? 128 : 64;  // threads
 
-// One pass over up to eight tiles.
+// One pass over tiles of an item's chunk.
 struct Pass {
-  int sequence;  // -1: no more work
-  int kv_head;
-  int kv_first;  // packed keys: row of the sequence's first key
-  int kv_len;
-  int q_row;       // the row block's first row of q, out and lse
-  int positions;   // query positions in use, at most Config::positions
-  int q_position;  // logical position of the first
-  int arrivals;    // of its row block: the first counter
-  int chunk, chunks, first_slot;
+  int kv_head;              // -1: no more work
+  int item;                 // DecodeShared::items has it
   int tile;                 // the pass's first
   u32 visible, is_partial;  // bit i: tile + i
-  bool first, last;         // of its chunk
+  bool starts_item, starts_chunk, ends_chunk, ends_item;
 };
 
 // A place in a ring of `size` buffers that are used in turn.
@@ -84,16 +81,22 @@ struct DecodeShared {
     Probabilities p;
     MergeStep merge;
   };
-  float tile_maximum[pass_tiles][padded_rows];
+  alignas(16) float tile_maximum[padded_rows][pass_tiles];
+  float tile_reference[pass_tiles][padded_rows];  // after the tile
   float rescale[pass_tiles][padded_rows];
-  float tile_sum[pass_tiles][padded_rows][4];  // by lanes of a quad
-  float row_sum[padded_rows];
+  float tile_sum[pass_tiles][padded_rows][4];   // by lanes of a quad
+  alignas(16) float2 row_weights[padded_rows];  // of the item's chunks so far, of the chunk that has ended
+  float row_end[padded_rows];                   // of rows that end: what the output is multiplied by
+  float row_reference[padded_rows];             // of rows that are merged
   int is_last_arrival;
   int next_item;
   Pass pass;
+  SplitItem items[2];  // the pass's, and one that some warps may not have finished
   int pages[pass_tiles * tile_boxes];
   u64 pass_full, pass_free;
 };
+
+constexpr int item_words = sizeof(SplitItem) / 4;  // each written by a lane
 
 constexpr int shared_limit = 232448;
 constexpr int slots_that_fit = (shared_limit - int(sizeof(DecodeShared)) - 2048) / (slab_bytes + 16);
@@ -101,6 +104,19 @@ constexpr int slots = slots_that_fit < 32 ? slots_that_fit : 32;
 static_assert(slots >= key_slabs && slots >= value_slabs && slots <= 32);
 using SlabRing = Ring<slots>;
 using PassRing = Ring<1>;
+
+// compute-sanitizer does not see __syncwarp(): of it nothing is left in the code of a warp that has not
+// diverged. To look for races, each lane arrives for itself.
+#ifdef CHORALE_LANES_ARRIVE
+constexpr int warp_arrivals = 32;
+#else
+constexpr int warp_arrivals = 1;
+#endif
+// The warp is done with what `barrier` hands back; it counts as so many.
+__device__ __forceinline__ void warp_arrive(u64* barrier, u32 warps = 1) {
+  __syncwarp();
+  if (warp_arrivals == 32 || threadIdx.x % 32 == 0) mbarrier_arrive(barrier, warps);
+}
 
 // How far a consumer has come: in the ring, and the parities of the barriers it waits for, a bit each.
 struct Progress {
@@ -124,10 +140,10 @@ struct DecodeMemory {
       for (u64& full : tile) mbarrier_init(&full, full_arrivals);
     for (int i = 0; i < slots; ++i) {
       mbarrier_init(&value_full[i], full_arrivals);
-      mbarrier_init(&slab_free[i], consumers);
+      mbarrier_init(&slab_free[i], consumers * warp_arrivals);
     }
-    mbarrier_init(&shared.pass_full, 1);
-    mbarrier_init(&shared.pass_free, consumers);
+    mbarrier_init(&shared.pass_full, item_words);
+    mbarrier_init(&shared.pass_free, consumers * warp_arrivals);
     mbarrier_init_fence();
   }
 };

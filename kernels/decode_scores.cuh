@@ -7,32 +7,43 @@
 
 namespace chorale::kernels {
 
-// A thread's scores of a tile: rows 8 n + 2c and + 1 of each row group n, keys 16 j + g and + 8 of each 16
-// keys j: scores[n][j][2 * (key half) + (row)].
-constexpr int key_blocks = Config::tile / 16;
-using Scores = float[row_groups][key_blocks][4];
+// Which tile of a pass a warp takes, and which rows of it.
+struct WarpPart {
+  int tile, group;  // the first of warp_groups
+  __device__ explicit WarpPart(int warp) : tile(warp % pass_tiles), group(warp / pass_tiles * warp_groups) {}
+  // Rows 8 n + 2c and + 1 of its row groups n are a thread's.
+  __device__ int row(int n, int e) const { return 8 * (group + n) + threadIdx.x % 4 * 2 + e; }
+};
 
-// References and sums of rows on their way through a chunk. Every thread knows the references of its rows;
-// the sum is that of row 8 * warp + g over the columns of quad lane c, in the warps below row_groups.
+// A thread's scores: keys 16 j + g and + 8 of each 16 keys j: scores[n][j][2 * (key half) + e].
+constexpr int key_blocks = Config::tile / 16;
+using Scores = float[warp_groups][key_blocks][4];
+
+// The row that a thread of the warps below row_groups keeps the sums of, over the columns of quad lane c.
+__device__ __forceinline__ bool keeps_sums(int warp) { return warp < row_groups; }
+__device__ __forceinline__ int kept_row(int warp) { return 8 * warp + threadIdx.x % 32 / 4; }
+
+// On its way through a chunk.
 struct Running {
-  float reference[row_groups][2];
-  float sum;
+  float reference[warp_groups][2];  // of the rows whose scores the thread has
+  float kept_reference, kept_sum;   // of the row that it keeps
   __device__ void reset() {
-    for (int n = 0; n < row_groups; ++n) reference[n][0] = reference[n][1] = -infinity;
-    sum = 0.f;
+    for (int n = 0; n < warp_groups; ++n) reference[n][0] = reference[n][1] = -infinity;
+    kept_reference = -infinity;
+    kept_sum = 0.f;
   }
 };
 
 __device__ __forceinline__ void multiply_keys(Scores& scores, const DecodeMemory& memory, u32 slab,
-                                              int slab_number, float scale) {
+                                              int slab_number, int group, float scale) {
   constexpr int pairs = slab_columns / 32;
 #pragma unroll
   for (int pair = 0; pair < pairs; ++pair) {
     const int column_pair = slab_number * pairs + pair;
     if (column_pair * 32 >= Config::head_dim) break;
-    u32 query[row_groups][4];
+    u32 query[warp_groups][4];
 #pragma unroll
-    for (int n = 0; n < row_groups; ++n) load_queries(query[n], memory.shared, n, column_pair);
+    for (int n = 0; n < warp_groups; ++n) load_queries(query[n], memory.shared, group + n, column_pair);
 #pragma unroll
     for (int j = 0; j < key_blocks; ++j) {
       u32 key[2][4];
@@ -40,38 +51,38 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, const DecodeMemory
 #pragma unroll
       for (int step = 0; step < 2; ++step)
 #pragma unroll
-        for (int n = 0; n < row_groups; ++n)
+        for (int n = 0; n < warp_groups; ++n)
           mma_m16n8k16<Config::bfloat16>(scores[n][j], key[step], query[n][2 * step], query[n][2 * step + 1]);
     }
   }
 }
 
 // Score and mask programs, and the sequence's end.
-__device__ __forceinline__ void apply_programs(Scores& scores, const ForwardParams& params, const Pass& pass,
-                                               int tile, bool is_partial) {
+__device__ __forceinline__ void apply_programs(Scores& scores, const ForwardParams& params,
+                                               const DecodeShared& shared, const Pass& pass, WarpPart part) {
+  const bool is_partial = pass.is_partial >> part.tile & 1;
   if (!Config::scored && !is_partial) return;
-  const int lane = threadIdx.x % 32;
+  const SplitItem& item = shared.items[pass.item];
 #pragma unroll
-  for (int n = 0; n < row_groups; ++n)
+  for (int n = 0; n < warp_groups; ++n)
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int row = 8 * n + lane % 4 * 2 + e;
-      const int q = pass.q_position + row / Config::group;
+      const int row = part.row(n, e);
+      const int q = item.q_position + row / Config::group;
       const int h = params.first_query_head + pass.kv_head * Config::group + row % Config::group;
 #pragma unroll
       for (int i = 0; i < 2 * key_blocks; ++i) {
-        const int k = tile * Config::tile + 8 * i + lane / 4;
+        const int k = (pass.tile + part.tile) * Config::tile + 8 * i + threadIdx.x % 32 / 4;
         float& score = scores[n][i / 2][i % 2 * 2 + e];
-        score = finished_score(params, score, pass.sequence, pass.kv_len, h, q, k, is_partial);
+        score = finished_score(params, score, item.sequence, item.kv_len, h, q, k, is_partial);
       }
     }
 }
 
 // The rows' maxima over the tile, for all warps to see.
-__device__ __forceinline__ void publish_maxima(DecodeShared& shared, const Scores& scores, int warp) {
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void publish_maxima(DecodeShared& shared, const Scores& scores, WarpPart part) {
 #pragma unroll
-  for (int n = 0; n < row_groups; ++n)
+  for (int n = 0; n < warp_groups; ++n)
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       float largest = -infinity;
@@ -79,20 +90,45 @@ __device__ __forceinline__ void publish_maxima(DecodeShared& shared, const Score
       for (int i = 0; i < 2 * key_blocks; ++i) largest = fmaxf(largest, scores[n][i / 2][i % 2 * 2 + e]);
       for (int other = 4; other < 32; other *= 2)
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, other));
-      if (lane < 4) shared.tile_maximum[warp][8 * n + 2 * lane + e] = largest;
+      if (threadIdx.x % 32 < 4) shared.tile_maximum[part.row(n, e)][part.tile] = largest;
     }
 }
 
-// Scores become probabilities; `before` is the reference of the tile before.
-__device__ __forceinline__ void take_probabilities(Scores& scores, DecodeShared& shared, float factor,
-                                                   int warp, const float (&before)[row_groups][2]) {
-  const int lane = threadIdx.x % 32, g = lane / 4;
+// References before the warp's tile: those before it in the pass raise them in turn, or do not.
+__device__ __forceinline__ void raise_references(float (&reference)[warp_groups][2],
+                                                 const DecodeShared& shared, float factor, WarpPart part) {
+  float maxima[warp_groups][2][pass_tiles];
 #pragma unroll
-  for (int n = 0; n < row_groups; ++n)
+  for (int n = 0; n < warp_groups; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+#pragma unroll
+      for (int tile = 0; tile < pass_tiles; tile += 4)
+        *reinterpret_cast<float4*>(maxima[n][e] + tile) =
+            *reinterpret_cast<const float4*>(&shared.tile_maximum[part.row(n, e)][tile]);
+#pragma unroll
+  for (int tile = 0; tile < pass_tiles - 1; ++tile) {
+    if (tile == part.tile) break;
+#pragma unroll
+    for (int n = 0; n < warp_groups; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        reference[n][e] = raised_reference(reference[n][e], maxima[n][e][tile], factor);
+  }
+}
+
+// Scores become probabilities.
+__device__ __forceinline__ void take_probabilities(Scores& scores, Running& running, DecodeShared& shared,
+                                                   float factor, WarpPart part) {
+  const int g = threadIdx.x % 32 / 4;
+  raise_references(running.reference, shared, factor, part);
+#pragma unroll
+  for (int n = 0; n < warp_groups; ++n)
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int row = 8 * n + lane % 4 * 2 + e;
-      const float reference = raised_reference(before[n][e], shared.tile_maximum[warp][row], factor);
+      const int row = part.row(n, e);
+      const float before = running.reference[n][e];
+      const float reference = raised_reference(before, shared.tile_maximum[row][part.tile], factor);
       const float exponent = negative_exponent(reference, factor);
       // Thread g has columns 8 i + g: what the quad lane g / 2 of the order calls even or odd.
       float sum = 0.f;
@@ -103,40 +139,46 @@ __device__ __forceinline__ void take_probabilities(Scores& scores, DecodeShared&
         sum = i == 0 ? x : __fadd_rn(sum, x);
       }
       sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 4));
-      if (g % 2 == 0) shared.tile_sum[warp][row][g / 2] = sum;
-      if (g == 0) shared.rescale[warp][row] = rescale_factor(before[n][e], reference, factor);
+      if (g % 2 == 0) shared.tile_sum[part.tile][row][g / 2] = sum;
+      if (g == 0) {
+        shared.rescale[part.tile][row] = rescale_factor(before, reference, factor);
+        shared.tile_reference[part.tile][row] = reference;
+      }
     }
 }
 
-__device__ __forceinline__ void publish_probabilities(DecodeShared& shared, const Scores& scores, int warp) {
+__device__ __forceinline__ void publish_probabilities(DecodeShared& shared, const Scores& scores,
+                                                      WarpPart part) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int n = 0; n < row_groups; ++n)
+  for (int n = 0; n < warp_groups; ++n)
 #pragma unroll
     for (int j = 0; j < key_blocks; j += 2) {
       const float(&x)[4] = scores[n][j], (&y)[4] = scores[n][j + 1];
-      store_matrices(shared_address(shared.p.values[n][warp * Config::tile + 16 * j + lane]),
-                     pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3]));
+      const int key = part.tile * Config::tile + 16 * j + lane;
+      store_matrices(shared_address(shared.p.values[part.group + n][key]), pack(x[0], x[1]), pack(x[2], x[3]),
+                     pack(y[0], y[1]), pack(y[2], y[3]));
     }
 }
 
-// The running sums of rows over the pass.
-__device__ __forceinline__ void fold_sums(Running& running, const DecodeShared& shared, u32 visible,
-                                          int warp) {
-  if (warp >= row_groups) return;
-  const int lane = threadIdx.x % 32, row = 8 * warp + lane / 4;
+// References and sums after the pass.
+__device__ __forceinline__ void fold_tiles(Running& running, const DecodeShared& shared, u32 visible,
+                                           int warp) {
+  if (visible == 0) return;
+  const WarpPart part(warp);
+  const int last = 31 - __clz(visible);
+#pragma unroll
+  for (int n = 0; n < warp_groups; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) running.reference[n][e] = shared.tile_reference[last][part.row(n, e)];
+  if (!keeps_sums(warp)) return;
+  const int row = kept_row(warp);
+  running.kept_reference = shared.tile_reference[last][row];
 #pragma unroll
   for (int tile = 0; tile < pass_tiles; ++tile)
     if (visible >> tile & 1)
-      running.sum = __fmaf_rn(running.sum, shared.rescale[tile][row], shared.tile_sum[tile][row][lane % 4]);
-}
-__device__ __forceinline__ void publish_sums(const Running& running, DecodeShared& shared, int warp) {
-  if (warp >= row_groups) return;
-  const int lane = threadIdx.x % 32;
-  float sum = running.sum;
-  sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
-  sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
-  if (lane % 4 == 0) shared.row_sum[8 * warp + lane / 4] = sum;
+      running.kept_sum =
+          __fmaf_rn(running.kept_sum, shared.rescale[tile][row], shared.tile_sum[tile][row][threadIdx.x % 4]);
 }
 
 // Everything from keys to probabilities, which are in shared memory afterwards, with what rescales the output
@@ -144,52 +186,34 @@ __device__ __forceinline__ void publish_sums(const Running& running, DecodeShare
 __device__ __forceinline__ void take_keys(const ForwardParams& params, DecodeMemory& memory, const Pass& pass,
                                           Progress& progress, Running& running, int warp) {
   DecodeShared& shared = memory.shared;
-  const int lane = threadIdx.x % 32;
-  const bool works = pass.visible >> warp & 1;
+  const WarpPart part(warp);
+  const bool works = pass.visible >> part.tile & 1;
   Scores scores = {};
   if (works) {
     SlabRing slab = progress.slab;
-    slab.used += __popc(pass.visible & ((1u << warp) - 1)) * key_slabs;
+    slab.used += __popc(pass.visible & ((1u << part.tile) - 1)) * key_slabs;
     const float scale = Config::fp8_cache ? params.k_scale[pass.kv_head] : 1.f;
 #pragma unroll
     for (int number = 0; number < key_slabs; ++number, ++slab.used) {
-      mbarrier_wait(&memory.key_full[warp][number], progress.key_parity >> warp & 1);
-      multiply_keys(scores, memory, shared_address(memory.slab[slab.index()]), number, scale);
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(&memory.slab_free[slab.index()], consumers);
+      mbarrier_wait(&memory.key_full[part.tile][number], progress.key_parity >> part.tile & 1);
+      multiply_keys(scores, memory, shared_address(memory.slab[slab.index()]), number, part.group, scale);
+      warp_arrive(&memory.slab_free[slab.index()], pass_tiles);
     }
-    apply_programs(scores, params, pass, pass.tile + warp, pass.is_partial >> warp & 1);
-    publish_maxima(shared, scores, warp);
-  } else if (lane < padded_rows) {
-    shared.tile_maximum[warp][lane] = -infinity;
+    apply_programs(scores, params, shared, pass, part);
+    publish_maxima(shared, scores, part);
+  } else if (threadIdx.x % 32 < 8 * warp_groups) {
+    shared.tile_maximum[8 * part.group + threadIdx.x % 32][part.tile] = -infinity;
   }
   progress.slab.used += __popc(pass.visible) * key_slabs;
   progress.key_parity ^= pass.visible;
-  __syncwarp();
-  if (lane == 0) mbarrier_arrive(&shared.pass_free);
+  warp_arrive(&shared.pass_free);  // all its lanes have read it, and the queries
   sync_consumers();
-
-  float before[row_groups][2];
-#pragma unroll
-  for (int n = 0; n < row_groups; ++n)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float reference = running.reference[n][e];
-#pragma unroll
-      for (int tile = 0; tile < pass_tiles; ++tile) {
-        if (tile == warp) before[n][e] = reference;
-        reference =
-            raised_reference(reference, shared.tile_maximum[tile][8 * n + lane % 4 * 2 + e], params.factor);
-      }
-      running.reference[n][e] = reference;
-    }
   if (works) {
-    take_probabilities(scores, shared, params.factor, warp, before);
-    publish_probabilities(shared, scores, warp);
+    take_probabilities(scores, running, shared, params.factor, part);
+    publish_probabilities(shared, scores, part);
   }
   sync_consumers();
-  fold_sums(running, shared, pass.visible, warp);
-  if (pass.last) publish_sums(running, shared, warp);
+  fold_tiles(running, shared, pass.visible, warp);
 }
 
 }  // namespace chorale::kernels

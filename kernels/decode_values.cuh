@@ -15,6 +15,12 @@ constexpr int slab_value_blocks = slab_columns / 16;
 // outputs[block][n][2 * half + (row)].
 using Outputs = float[warp_value_blocks][row_groups][4];
 
+__device__ __forceinline__ void clear(Outputs& out) {
+  for (auto& block : out)
+    for (auto& group : block)
+      for (float& x : group) x = 0.f;
+}
+
 __device__ __forceinline__ int value_block(int warp, int i) { return warp + i * consumers; }
 
 __device__ __forceinline__ void rescale(Outputs& out, const DecodeShared& shared, int tile) {
@@ -55,15 +61,16 @@ __device__ __forceinline__ bool clear_infinite_values(u32 (&value)[2][4]) {
 __device__ __noinline__ float add_infinite_values(float out, const ForwardParams& params, const Pass& pass,
                                                   const DecodeShared& shared, const unsigned char* slab,
                                                   int tile, int first, int row, int column, float scale) {
-  const int q = pass.q_position + row / Config::group;
+  const SplitItem& item = shared.items[pass.item];
+  const int q = item.q_position + row / Config::group;
   const int h = params.first_query_head + pass.kv_head * Config::group + row % Config::group;
   for (int key = first; key < first + 32; ++key) {
     const int k = (pass.tile + tile) * Config::tile + key;
-    if (k >= pass.kv_len) break;
+    if (k >= item.kv_len) break;
     const float value = value_element(slab, key, column, scale);
     if (fabsf(value) < infinity) continue;
     bool visible = true;
-    if constexpr (Config::masked) visible = program_visible(params.plan.tables, pass.sequence, h, q, k);
+    if constexpr (Config::masked) visible = program_visible(params.plan.tables, item.sequence, h, q, k);
     if (!visible) continue;
     const float p = unpack<Config::bfloat16>(shared.p.values[row / 8][tile * Config::tile + key][row % 8]);
     out = __fadd_rn(out, __fmul_rn(p, value));
@@ -85,7 +92,7 @@ __device__ __forceinline__ void multiply_values(float (&out)[row_groups][4], con
     for (int n = 0; n < row_groups; ++n) load_probabilities(p[n], shared.p, n, tile * Config::tile + key);
     bool infinite = false;
     if (is_partial) {
-      clear_dead_values(value, pass.kv_len - (pass.tile + tile) * Config::tile - key);
+      clear_dead_values(value, shared.items[pass.item].kv_len - (pass.tile + tile) * Config::tile - key);
       if constexpr (Config::masked) infinite = __any_sync(~0u, clear_infinite_values(value));
     }
 #pragma unroll
@@ -105,7 +112,6 @@ __device__ __forceinline__ void multiply_values(float (&out)[row_groups][4], con
 // Tiles in ascending order.
 __device__ __forceinline__ void take_values(const ForwardParams& params, DecodeMemory& memory,
                                             const Pass& pass, Progress& progress, Outputs& out, int warp) {
-  const int lane = threadIdx.x % 32;
   const float scale = Config::fp8_cache ? params.v_scale[pass.kv_head] : 1.f;
   for (u32 tiles = pass.visible; tiles != 0; tiles &= tiles - 1) {
     const int tile = __ffs(tiles) - 1;
@@ -122,8 +128,7 @@ __device__ __forceinline__ void take_values(const ForwardParams& params, DecodeM
           multiply_values(out[i], params, memory.shared, pass, memory.slab[slot], tile,
                           block % slab_value_blocks, scale);
       }
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(&memory.slab_free[slot]);
+      warp_arrive(&memory.slab_free[slot]);
     }
   }
 }

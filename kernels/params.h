@@ -47,12 +47,20 @@ struct RowBlock {
   int first;  // query row within the sequence
 };
 
-// One chunk of keys for one row block: a unit of a split decode.
-struct SplitItem {
-  int block;       // index into row blocks
-  int chunk;       // of Config::chunk keys, counted from the sequence's start
-  int first_slot;  // the block's chunk 0 in the workspace of partial states, per KV head
-  int chunks;      // of this block: ceil(kv_len / Config::chunk)
+// Consecutive chunks of keys for one row block, a unit of a split decode: everything there is to know, so
+// that the first copy waits for one load. Chunks from the sequence's start are merged on the way, as a
+// forward does it; any other is an item, and a state, of its own.
+struct alignas(16) SplitItem {
+  int sequence;
+  int q_row;       // the row block's first row of q, out and lse
+  int positions;   // query positions in use, at most Config::positions
+  int q_position;  // logical position of the first
+  int kv_first;    // packed keys: row of the sequence's first key; paged: 0
+  int kv_len;
+  int first_chunk, chunks;  // of Config::chunk keys, counted from the sequence's start
+  int state, states;        // which of the row block's partial states this is: 0 has chunk 0
+  int first_slot;           // state 0 in the workspace of partial states, per KV head
+  int first_counter;        // of arrivals, per KV head
 };
 
 // Read from device memory, like everything that changes from step to step.
@@ -73,8 +81,8 @@ struct TableView {
 constexpr int max_tables = 8;
 
 // Partial states are merged in steps of so many as they become complete. Step i of a row block counts
-// arrivals in counter first_slot / merge_step + block + i of its KV head, which no other row block has:
-// first_slot ascends with the block.
+// arrivals in counter first_counter + i of its KV head, which no other row block has: states / merge_step + 1
+// are enough.
 constexpr int merge_step = 31;
 
 // All pointers are device memory.
@@ -82,9 +90,9 @@ struct PlanView {
   const PlanCounts* counts;
   const Sequence* sequences;
   const RowBlock* row_blocks;
-  const SplitItem* split_items;
-  const int* block_table;   // [sequences, block_table_stride]
-  const TableView* tables;  // of the mask, then of the score
+  const SplitItem* split_items;  // room for at least one
+  const int* block_table;        // [sequences, block_table_stride]
+  const TableView* tables;       // of the mask, then of the score
   int* next_item;  // [2] zero before a launch and after it: the next item to take, blocks that are done
 };
 
@@ -130,7 +138,8 @@ struct ForwardParams {
   float* partial_sum;        // [kv_heads, slots, rows]
   int* arrivals;             // [kv_heads, arrival_counters], zero before and after a launch
   int slots;
-  int arrival_counters;  // at least row blocks + slots / merge_step
+  int arrival_counters;
+  int item_room;  // split items that may be read, whatever their number is
 };
 
 }  // namespace chorale::kernels

@@ -19,6 +19,8 @@ d64 HEAD_DIM=64 VALUE_DIM=64 GROUP=5 PAGE_SIZE=128 BFLOAT16=false MASKED=true
 fp8 FP8_CACHE=true PAGE_SIZE=64
 fp8d64 FP8_CACHE=true PAGE_SIZE=2 HEAD_DIM=64 VALUE_DIM=64 GROUP=7
 otherchunk CHUNK=512
+rows16 POSITIONS=4 PAGE_SIZE=64
+rows32 POSITIONS=8 PAGE_SIZE=64
 END
 }
 
@@ -31,7 +33,7 @@ case "${1-}" in
       echo "== $name"
       timeout 20 "./decode_$name" check || { echo "FAILED: $name"; failed=1; }
     done < <(configurations)
-    for name in p16 p64 fp8; do
+    for name in p16 p64 fp8 rows16 rows32; do
       timeout 30 "./decode_$name" time 1x1024 16x1024 256x1024 1x8192 16x8192 64x8192 1x32768 16x32768 1x131072
     done
     exit $failed ;;

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "decode.cu"
+#include "implementations/cuda/split.h"
 
 using namespace chorale::kernels;
 
@@ -50,7 +51,7 @@ __device__ inline float input(int seed, int tensor, int sequence, int position, 
   const std::uint64_t key = ((std::uint64_t(seed) * 3 + tensor) << 56) ^ (std::uint64_t(sequence) << 40) ^
                             (std::uint64_t(position) << 16) ^ (std::uint64_t(head) << 9) ^ column;
   const float x = uniform(key) + uniform(key ^ 0x5555555555555555ull) + uniform(~key);
-  if (tensor == 1 && seed >= steep_seed) return x * float(position % Config::chunk / Config::tile + 1);
+  if (tensor == 1 && seed >= steep_seed) return x * float(8 * (position % Config::chunk) / Config::chunk + 1);
   return tensor == 0 ? 2.f * x : x;  // queries are larger, so that scores spread
 }
 __device__ inline u16 stored(float x) { return static_cast<u16>(pack(x, 0.f)); }
@@ -193,15 +194,38 @@ T* to_device(const std::vector<T>& host) {
 struct Plan {
   std::vector<Sequence> sequences;
   std::vector<int> table;
-  int stride = 1, blocks = 0, items = 0, slots = 0, tokens = 0, keys = 0;
+  std::vector<RowBlock> blocks;
+  int stride = 1, items = 0, slots = 0, arrival_counters = 0, tokens = 0, keys = 0;
   PlanView view;
 };
 
+int multiprocessors() {
+  int count = 0;
+  CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
+  return count;
+}
+
+// What make_plan() cuts row blocks into items for. Changes no bit.
+int split_for() {
+  const char* wanted = std::getenv("SPLIT_FOR");
+  return wanted == nullptr ? multiprocessors() : std::atoi(wanted);
+}
+
+std::vector<SplitItem> split(Plan& plan, int multiprocessors) {
+  std::vector<SplitItem> blocks;
+  for (const RowBlock& block : plan.blocks)
+    blocks.push_back(chorale::cuda::whole_item(plan.sequences[block.sequence], block.sequence, block.first,
+                                               Config::positions, Config::chunk));
+  chorale::cuda::Split result = chorale::cuda::split(blocks, kv_heads, multiprocessors);
+  plan.slots = result.most_slots;
+  plan.arrival_counters = int(blocks.size()) + plan.slots / merge_step;
+  return result.items;
+}
+
 // Takes pages from the end of `free_pages`.
-Plan make_plan(const std::vector<std::pair<int, int>>& lengths, std::vector<int>& free_pages) {
+Plan make_plan(const std::vector<std::pair<int, int>>& lengths, std::vector<int>& free_pages,
+               int multiprocessors) {
   Plan plan;
-  std::vector<RowBlock> blocks;
-  std::vector<SplitItem> items;
   const int size = Config::paged ? Config::page_size : 1;
   for (auto [q_len, kv_len] : lengths) plan.stride = std::max(plan.stride, (kv_len + size - 1) / size);
   plan.table.assign(plan.stride * lengths.size(), -1);
@@ -215,19 +239,13 @@ Plan make_plan(const std::vector<std::pair<int, int>>& lengths, std::vector<int>
         plan.table[s * plan.stride + page] = free_pages.back();
         free_pages.pop_back();
       }
-    const int chunks = std::max(1, (kv_len + Config::chunk - 1) / Config::chunk);
-    const int first_block = blocks.size();
-    for (int row = 0; row < q_len; row += Config::positions) blocks.push_back({s, row});
-    for (int chunk = 0; chunk < chunks; ++chunk)
-      for (int block = first_block; block < int(blocks.size()); ++block)
-        items.push_back({block, chunk, plan.slots + (block - first_block) * chunks, chunks});
-    plan.slots += (int(blocks.size()) - first_block) * chunks;
+    for (int row = 0; row < q_len; row += Config::positions) plan.blocks.push_back({s, row});
   }
-  plan.blocks = blocks.size();
+  const std::vector<SplitItem> items = split(plan, multiprocessors);
   plan.items = items.size();
-  plan.view.counts = to_device(std::vector<PlanCounts>{{plan.blocks, plan.items, plan.stride}});
+  plan.view.counts = to_device(std::vector<PlanCounts>{{int(plan.blocks.size()), plan.items, plan.stride}});
   plan.view.sequences = to_device(plan.sequences);
-  plan.view.row_blocks = to_device(blocks);
+  plan.view.row_blocks = to_device(plan.blocks);
   plan.view.split_items = to_device(items);
   plan.view.block_table = to_device(plan.table);
   plan.view.tables = nullptr;
@@ -291,7 +309,7 @@ struct Cache {
 struct Workspace {
   float *out, *reference, *sum;
   int *arrivals, arrival_counters;
-  Workspace(int slots, int blocks) : arrival_counters(blocks + slots / merge_step) {
+  Workspace(int slots, int arrival_counters) : arrival_counters(arrival_counters) {
     const long long rows = (long long)kv_heads * slots * Config::rows;
     CHECK(cudaMalloc(&out, rows * Config::value_dim * 4));
     CHECK(cudaMalloc(&reference, rows * 4));
@@ -303,12 +321,6 @@ struct Workspace {
     CHECK(cudaMemset(arrivals, 0, kv_heads * arrival_counters * 4));
   }
 };
-
-int multiprocessors() {
-  int count = 0;
-  CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
-  return count;
-}
 
 struct Launch {
   ForwardParams params = {};
@@ -342,6 +354,7 @@ struct Launch {
     params.arrivals = workspace.arrivals;
     params.slots = plan.slots;
     params.arrival_counters = workspace.arrival_counters;
+    params.item_room = std::max(1, plan.items);
     grid = multiprocessors();
     if (const char* wanted = std::getenv("GRID")) grid = std::atoi(wanted);
   }
@@ -381,6 +394,7 @@ struct Problem {
   unsigned page_seed = 1;
   int grid = 0;
   int only = -1;  // this sequence alone
+  int split_for = 0;
   bool poisoned = false;
 };
 
@@ -400,7 +414,7 @@ Result run(const Problem& problem, int seed, double* errors, int repeats) {
   if (problem.only >= 0)  // the others are there in name, so that inputs stay
     for (int i = 0; i < int(lengths.size()); ++i)
       if (i != problem.only) lengths[i].first = 0;
-  Plan plan = make_plan(lengths, pages);
+  Plan plan = make_plan(lengths, pages, problem.split_for != 0 ? problem.split_for : split_for());
   const int tokens = plan.tokens;
   u16 *q, *out;
   float* lse;
@@ -418,7 +432,7 @@ Result run(const Problem& problem, int seed, double* errors, int repeats) {
   fill_cache<Config::value_dim><<<fill_grid, 128>>>(cache.v, 2, plan.view.sequences, plan.view.block_table,
                                                     plan.stride, seed, problem.poisoned);
   CHECK(cudaGetLastError());
-  Workspace workspace(plan.slots, plan.blocks);
+  Workspace workspace(plan.slots, plan.arrival_counters);
   float* scales = make_scales();
   Launch launch(cache, plan, workspace, q, out, lse, device_sinks(), scales);
   if (problem.grid != 0) launch.grid = problem.grid;
@@ -554,6 +568,11 @@ int check_all() {
     problem.grid = 5;
     if (!(run(problem, seed, nullptr, 2) == result))
       ++failures, std::printf("FAIL: other pages and grid, other bits\n");
+    for (const int multiprocessors : {1, 8, 20, 10000}) {
+      problem.split_for = multiprocessors;
+      if (!(run(problem, seed, nullptr, 2) == result))
+        ++failures, std::printf("FAIL: other items, other bits\n");
+    }
     int row = 0;
     for (int s = 0; s < int(problem.lengths.size()); row += problem.lengths[s++].first) {
       problem.only = s;
@@ -600,21 +619,21 @@ double time_case(const Cache& cache, int batch, int context, bool overlap) {
   std::vector<int> pages = cache.pages(5);
   std::vector<Plan> plans;
   for (int i = 0; i < launches; ++i) {
-    plans.push_back(make_plan(std::vector<std::pair<int, int>>(batch, {1, context}), pages));
+    plans.push_back(
+        make_plan(std::vector<std::pair<int, int>>(batch, {Config::positions, context}), pages, split_for()));
     if (!Config::paged && i > 0) {  // packed: each launch its own tokens
       for (Sequence& s : plans.back().sequences) s.kv_first += i * batch * context;
-      CHECK(cudaMemcpy(const_cast<Sequence*>(plans.back().view.sequences), plans.back().sequences.data(),
-                       plans.back().sequences.size() * sizeof(Sequence), cudaMemcpyHostToDevice));
+      plans.back().view.split_items = to_device(split(plans.back(), split_for()));
     }
   }
-  const long long outputs = (long long)batch * query_heads;
+  const long long outputs = (long long)batch * Config::positions * query_heads;
   u16 *q, *out;
   float* lse;
   CHECK(cudaMalloc(&q, outputs * Config::head_dim * 2));
   CHECK(cudaMalloc(&out, outputs * Config::value_dim * 2));
   CHECK(cudaMalloc(&lse, outputs * 4));
-  fill_queries<<<dim3(1, batch), 128>>>(q, plans[0].view.sequences, 3);
-  Workspace workspace(plans[0].slots, plans[0].blocks);
+  fill_queries<<<dim3(Config::positions, batch), 128>>>(q, plans[0].view.sequences, 3);
+  Workspace workspace(plans[0].slots, plans[0].arrival_counters);
   float* scales = make_scales();
   cudaStream_t stream;
   CHECK(cudaStreamCreate(&stream));

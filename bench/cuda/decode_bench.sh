@@ -14,7 +14,7 @@ done
 definitions=()
 for key in "${!value[@]}"; do definitions+=("-DCHORALE_$key=${value[$key]}"); done
 mkdir -p build/cuda
-nvcc -std=c++20 -O3 -fmad=false -gencode=arch=compute_90a,code=sm_90a -cudart static -Xptxas -v -Ikernels -Ibench/cuda \
+nvcc -std=c++20 -O3 -fmad=false -gencode=arch=compute_90a,code=sm_90a -cudart static -Xptxas -v -Ikernels -Ibench/cuda -Isrc -I. \
   "${definitions[@]}" ${others[@]+"${others[@]}"} -o "build/cuda/decode_$name" bench/cuda/decode_bench.cu 2>&1 |
   grep -A1 "error\|chorale_decode\|warning" | grep -v "^--" || true
 test -x "build/cuda/decode_$name"

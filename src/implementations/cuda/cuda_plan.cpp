@@ -137,8 +137,8 @@ CudaPlan::Sizes CudaPlan::sizes_of(const Problem& problem, const Batch& batch, c
   sizes.sequences = static_cast<std::size_t>(batch.sequences());
   sizes.forward_blocks = work.forward.row_blocks.size();
   sizes.decode_blocks = work.decode.row_blocks.size();
-  sizes.split_items = work.decode.split_items.size();
-  sizes.slots = static_cast<std::size_t>(work.decode.slots);
+  sizes.split_items = static_cast<std::size_t>(work.decode.split.chunks);
+  sizes.slots = static_cast<std::size_t>(work.decode.split.most_slots);
   sizes.block_table = batch.block_table.size();
   for (const Table* table : tables_of(problem))
     sizes.table_bytes += value_bytes(*table) + (table->is_float() ? 0 : 2 * value_bytes(*table) + 64);
@@ -212,7 +212,7 @@ Result<std::shared_ptr<CudaPlan>> CudaPlan::create(std::string_view implementati
                                                    const Order& order) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem, batch));
   std::shared_ptr<CudaPlan> plan(new CudaPlan(implementation, gpu, std::move(bound), batch, order));
-  plan->work_ = make_work_list(plan->problem(), batch, order.chunk);
+  plan->work_ = make_work_list(plan->problem(), batch, order.chunk, gpu.multiprocessors());
   CHORALE_ASSIGN_OR_RETURN(plan->kernels_, plan->find_kernels(plan->problem(), batch, plan->work_));
   Sizes room = sizes_of(plan->problem(), batch, plan->work_);
   for (std::size_t* size : {&room.sequences, &room.forward_blocks, &room.decode_blocks, &room.split_items,
@@ -230,7 +230,7 @@ CudaPlan::~CudaPlan() {
 
 Status CudaPlan::update(const Batch& batch, void* stream) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem(), batch));
-  WorkList work = make_work_list(bound, batch, order_.chunk, work_.decode.positions);
+  WorkList work = make_work_list(bound, batch, order_.chunk, gpu_.multiprocessors(), work_.decode.positions);
   CHORALE_RETURN_IF_ERROR(check_room(sizes_of(bound, batch, work), room_));
   // A kernel without work ends at once.
   CHORALE_ASSIGN_OR_RETURN(const Kernels kernels, find_kernels(bound, batch, work));
@@ -273,16 +273,16 @@ void CudaPlan::look_over() {
 
 void CudaPlan::write_part(std::byte* host, const PartLayout& layout, const WorkList::Part& part) const {
   const kernels::PlanCounts counts{static_cast<int>(part.row_blocks.size()),
-                                   static_cast<int>(part.split_items.size()),
+                                   static_cast<int>(part.split.items.size()),
                                    static_cast<int>(batch().block_table_stride)};
   std::memcpy(host + layout.counts, &counts, sizeof counts);
   std::memset(host + layout.next_item, 0, 2 * sizeof(int));
   std::memset(host + layout.arrivals, 0,
-              part.split_items.empty()
+              part.split.items.empty()
                   ? 0
                   : arrival_counters(room_) * static_cast<std::size_t>(problem().kv_heads) * sizeof(int));
   put(host, layout.row_blocks, part.row_blocks);
-  put(host, layout.split_items, part.split_items);
+  put(host, layout.split_items, part.split.items);
 }
 
 void CudaPlan::write(std::byte* host, DevicePointer device) const {
@@ -290,9 +290,7 @@ void CudaPlan::write(std::byte* host, DevicePointer device) const {
   write_part(host, layout_.decode, work_.decode);
   const Batch& b = batch();
   auto* sequences = reinterpret_cast<kernels::Sequence*>(host + layout_.sequences);
-  for (int s = 0; s < b.sequences(); ++s)
-    sequences[s] = {b.cu_seqlens_q[static_cast<std::size_t>(s)], b.q_len(s),
-                    b.is_paged() ? 0 : b.cu_seqlens_k[static_cast<std::size_t>(s)], b.kv_len(s)};
+  for (int s = 0; s < b.sequences(); ++s) sequences[s] = device_sequence(b, s);
   put(host, layout_.block_table, b.block_table);
   put_tables(host, device, layout_.tables, layout_.table_values, problem());
 }
@@ -402,6 +400,7 @@ Status CudaPlan::launch(const Kernel* kernel, const PartLayout& layout, const Fo
   at(layout.arrivals, params.arrivals);
   params.slots = static_cast<int>(room_.slots);
   params.arrival_counters = static_cast<int>(arrival_counters(room_));
+  params.item_room = static_cast<int>(room_.split_items);
 
   const Problem& p = problem();
   params.scale = p.scale_or_default();

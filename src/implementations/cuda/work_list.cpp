@@ -45,23 +45,26 @@ std::vector<kernels::RowBlock> longest_first(const std::vector<Block>& blocks) {
   return sorted;
 }
 
-int chunks_of(const Batch& batch, int sequence, int chunk) {
-  return std::max(1, (batch.kv_len(sequence) + chunk - 1) / chunk);
-}
-
-void split(const Batch& batch, int chunk, WorkList::Part& decode) {
-  decode.split_items.reserve(2 * decode.row_blocks.size());
-  for (std::size_t i = 0; i < decode.row_blocks.size(); ++i) {
-    const int chunks = chunks_of(batch, decode.row_blocks[i].sequence, chunk);
-    for (int c = 0; c < chunks; ++c)
-      decode.split_items.push_back({static_cast<int>(i), c, chunks > 1 ? decode.slots : 0, chunks});
-    if (chunks > 1) decode.slots += chunks;
-  }
+Split split_blocks(const Problem& problem, const Batch& batch, int chunk, int multiprocessors,
+                   const WorkList::Part& decode) {
+  std::vector<kernels::SplitItem> blocks;
+  blocks.reserve(decode.row_blocks.size());
+  for (const kernels::RowBlock& block : decode.row_blocks)
+    blocks.push_back(whole_item(device_sequence(batch, block.sequence), block.sequence, block.first,
+                                decode.positions, chunk));
+  return split(blocks, problem.kv_heads, multiprocessors);
 }
 
 }  // namespace
 
-WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, int least_decode_positions) {
+kernels::Sequence device_sequence(const Batch& batch, int sequence) {
+  const auto s = static_cast<std::size_t>(sequence);
+  return {batch.cu_seqlens_q[s], batch.q_len(sequence), batch.is_paged() ? 0 : batch.cu_seqlens_k[s],
+          batch.kv_len(sequence)};
+}
+
+WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, int multiprocessors,
+                        int least_decode_positions) {
   const int group = problem.group_size();
   const int decode_positions = decode_rows / group;  // at most; 0: heads alone are too many rows
   const bool decode_all = !forward_kernel_serves(problem.has_kv_scales());
@@ -93,7 +96,7 @@ WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, i
   }
   work.forward.row_blocks = longest_first(forward);
   work.decode.row_blocks = longest_first(decode);
-  split(batch, chunk, work.decode);
+  work.decode.split = split_blocks(problem, batch, chunk, multiprocessors, work.decode);
   return work;
 }
 

@@ -64,29 +64,7 @@ class FakeKernel {
       return;
     }
     for (int i = 0; i < params_.arrival_counters * params_.kv_heads; ++i) EXPECT_EQ(params_.arrivals[i], 0);
-    std::map<int, std::set<int>> chunks;  // of a block
-    std::set<int> slots;
-    std::map<int, int> counted;  // by a counter of arrivals: which block's
-    for (int i = 0; i < plan.counts->split_items; ++i) {
-      const SplitItem item = plan.split_items[i];
-      const Sequence sequence = plan.sequences[plan.row_blocks[item.block].sequence];
-      EXPECT_EQ(item.chunks, std::max(1, (sequence.kv_len + chunk() - 1) / chunk()));
-      EXPECT_TRUE(chunks[item.block].insert(item.chunk).second) << "a chunk that is there twice";
-      if (item.chunks > 1) {
-        EXPECT_LT(item.first_slot + item.chunk, params_.slots);
-        EXPECT_TRUE(slots.insert(item.first_slot + item.chunk).second) << "a partial state of two chunks";
-        poison_partial(item);
-        const int counter =
-            item.first_slot / merge_step + item.block + std::max(0, item.chunk - 1) / merge_step;
-        EXPECT_LT(counter, params_.arrival_counters);
-        EXPECT_EQ(counted.emplace(counter, item.block).first->second, item.block)
-            << "a counter of two blocks";
-      }
-      if (static_cast<int>(chunks[item.block].size()) == item.chunks) run_block(plan.row_blocks[item.block]);
-    }
-    EXPECT_EQ(static_cast<int>(chunks.size()), plan.counts->row_blocks);
-    for (const auto& [block, seen] : chunks)
-      EXPECT_EQ(*seen.rbegin() + 1, static_cast<int>(seen.size())) << "a chunk is missing";
+    check_items(plan);
   }
 
  private:
@@ -108,6 +86,44 @@ class FakeKernel {
       joined.box[to] = map.box[from];
     }
     return joined;
+  }
+
+  // Every chunk of every row block is in one item, and what items share they share with their row block
+  // alone.
+  void check_items(const PlanView& plan) {
+    std::map<int, std::vector<SplitItem>> blocks;  // by the first query row
+    for (int i = 0; i < plan.counts->split_items; ++i)
+      blocks[plan.split_items[i].q_row].push_back(plan.split_items[i]);
+    EXPECT_EQ(static_cast<int>(blocks.size()), plan.counts->row_blocks);
+    EXPECT_LE(plan.counts->split_items, params_.item_room);
+    std::set<int> slots, counters;
+    for (int i = 0; i < plan.counts->row_blocks; ++i) {
+      const RowBlock block = plan.row_blocks[i];
+      const Sequence sequence = plan.sequences[block.sequence];
+      int chunks = 0, states = 0;
+      for (const SplitItem& item : blocks[sequence.q_first + block.first]) {
+        EXPECT_EQ(item.sequence, block.sequence);
+        EXPECT_EQ(item.positions, std::min(value("POSITIONS"), sequence.q_len - block.first));
+        EXPECT_EQ(item.q_position, sequence.kv_len - sequence.q_len + block.first);
+        EXPECT_EQ(item.kv_first, sequence.kv_first);
+        EXPECT_EQ(item.kv_len, sequence.kv_len);
+        EXPECT_EQ(item.first_chunk, chunks) << "in ascending order";
+        EXPECT_TRUE(item.chunks == 1 || item.first_chunk == 0);
+        EXPECT_EQ(item.state, states++);
+        chunks += item.chunks;
+        if (item.states == 1) continue;
+        EXPECT_LT(item.first_slot + item.state, params_.slots);
+        EXPECT_TRUE(slots.insert(item.first_slot + item.state).second) << "a partial state of two items";
+        poison_partial(item);
+        const int step = std::max(0, item.state - 1) / merge_step;
+        EXPECT_LT(item.first_counter + step, params_.arrival_counters);
+        if (item.state % merge_step == 1)
+          EXPECT_TRUE(counters.insert(item.first_counter + step).second) << "a counter of two steps";
+      }
+      EXPECT_EQ(chunks, std::max(1, (sequence.kv_len + chunk() - 1) / chunk()));
+      for (const SplitItem& item : blocks[sequence.q_first + block.first]) EXPECT_EQ(item.states, states);
+      run_block(block);
+    }
   }
 
   void check_constants() const {
@@ -153,7 +169,7 @@ class FakeKernel {
     const int rows = value("POSITIONS") * value("GROUP");
     for (int head = 0; head < params_.kv_heads; ++head) {
       const std::size_t at = (static_cast<std::size_t>(head) * static_cast<std::size_t>(params_.slots) +
-                              static_cast<std::size_t>(item.first_slot + item.chunk)) *
+                              static_cast<std::size_t>(item.first_slot + item.state)) *
                              static_cast<std::size_t>(rows);
       const auto dim = static_cast<std::size_t>(value("VALUE_DIM"));
       for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {

@@ -57,7 +57,7 @@ class OnHopper : public ::testing::Test {
     bound.mask = bound.mask.with_tables(test.tables).value();
     bound.score = bound.score.with_tables(test.tables).value();
     const cuda::Order order = cuda::order_of(bound.head_dim, bound.value_dim());
-    const cuda::WorkList work = cuda::make_work_list(bound, batch, order.chunk);
+    const cuda::WorkList work = cuda::make_work_list(bound, batch, order.chunk, 1);
     std::vector<cuda::KernelKey> keys;
     if (!work.forward.row_blocks.empty())
       keys.push_back(cuda::kernel_key(cuda::KernelKind::forward, bound, test.page_size));

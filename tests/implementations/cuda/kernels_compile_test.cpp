@@ -43,7 +43,7 @@ std::vector<Listed> listed() {
   };
   // A decode keeps what does not change in registers, and spills some of it around the merge, once a row
   // block.
-  constexpr int decode_spills = 270, wide_decode_spills = 2720;
+  constexpr int decode_spills = 150, wide_decode_spills = 600;
   // A forward so keeps a part of the total of the chunks that have ended, which it needs at a chunk's end;
   // programs, written out for every score, take registers too.
   constexpr int forward_spills = 200, scored_spills = 400, documents_spills = 1600;
