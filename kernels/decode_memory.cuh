@@ -1,9 +1,9 @@
 // What the warps of the decode kernel share, and the barriers by which they hand it over.
 //
 // A block of threads takes one item after another: consecutive chunks of keys under one KV head. Eight warps
-// consume, others bring. A chunk is taken in passes of eight tiles (or four): first each warp multiplies the
-// keys of one tile, then the warps agree on the rows' references, then each warp multiplies its own columns
-// of all tiles' values.
+// consume, others bring. A chunk is taken in passes of eight tiles (or four, or two): first each warp
+// multiplies the keys of one tile, then the warps agree on the rows' references, then each warp multiplies
+// its own columns of all tiles' values.
 #pragma once
 
 #include "config.cuh"
@@ -16,13 +16,12 @@ constexpr int consumers = 8;  // warps
 constexpr int consumer_threads = 32 * consumers, decode_threads = consumer_threads + 128;
 constexpr int consume_registers = 216, bring_registers = 72;
 
-// Rows are taken in groups of 8, the narrow side of a matrix instruction. A warp multiplies a tile's keys for
-// two groups at most, so that their scores find room in registers: of more rows two warps share a tile.
+// Rows are taken in groups of 8, the narrow side of a matrix instruction. Each group has a warp of its own to
+// multiply a tile's keys: the scores of more would not stay in registers.
 static_assert(Config::rows <= 32, "a decode's row block has at most 32 rows");
 constexpr int row_groups = Config::rows <= 8 ? 1 : Config::rows <= 16 ? 2 : 4, padded_rows = 8 * row_groups;
-constexpr int tile_warps = row_groups <= 2 ? 1 : 2, warp_groups = row_groups / tile_warps;
 
-constexpr int pass_tiles = consumers / tile_warps, pass_keys = pass_tiles * Config::tile;
+constexpr int pass_tiles = consumers / row_groups, pass_keys = pass_tiles * Config::tile;
 constexpr int chunk_tiles = Config::chunk / Config::tile;
 static_assert(Config::chunk % Config::tile == 0 && Config::tile % 32 == 0);
 
@@ -75,13 +74,18 @@ struct MergeStep {
 };
 static_assert(MergeStep::states <= 32, "a warp's lanes weigh them");
 
+// A row's, over the tiles of a pass.
+struct alignas(pass_tiles < 4 ? 8 : 16) TileMaxima {
+  float tile[pass_tiles];
+};
+
 struct DecodeShared {
   alignas(1024) unsigned char query[query_slabs][query_slab_bytes];
   union {
     Probabilities p;
     MergeStep merge;
   };
-  alignas(16) float tile_maximum[padded_rows][pass_tiles];
+  TileMaxima tile_maxima[padded_rows];
   float tile_reference[pass_tiles][padded_rows];  // after the tile
   float rescale[pass_tiles][padded_rows];
   float tile_sum[pass_tiles][padded_rows][4];   // by lanes of a quad
@@ -108,14 +112,14 @@ using PassRing = Ring<1>;
 // compute-sanitizer does not see __syncwarp(): of it nothing is left in the code of a warp that has not
 // diverged. To look for races, each lane arrives for itself.
 #ifdef CHORALE_LANES_ARRIVE
-constexpr int warp_arrivals = 32;
+constexpr bool lanes_arrive = true;
 #else
-constexpr int warp_arrivals = 1;
+constexpr bool lanes_arrive = false;
 #endif
 // The warp is done with what `barrier` hands back; it counts as so many.
 __device__ __forceinline__ void warp_arrive(u64* barrier, u32 warps = 1) {
   __syncwarp();
-  if (warp_arrivals == 32 || threadIdx.x % 32 == 0) mbarrier_arrive(barrier, warps);
+  if (lanes_arrive || threadIdx.x % 32 == 0) mbarrier_arrive(barrier, warps);
 }
 
 // How far a consumer has come: in the ring, and the parities of the barriers it waits for, a bit each.
@@ -140,10 +144,10 @@ struct DecodeMemory {
       for (u64& full : tile) mbarrier_init(&full, full_arrivals);
     for (int i = 0; i < slots; ++i) {
       mbarrier_init(&value_full[i], full_arrivals);
-      mbarrier_init(&slab_free[i], consumers * warp_arrivals);
+      mbarrier_init(&slab_free[i], lanes_arrive ? consumer_threads : consumers);
     }
     mbarrier_init(&shared.pass_full, item_words);
-    mbarrier_init(&shared.pass_free, consumers * warp_arrivals);
+    mbarrier_init(&shared.pass_free, lanes_arrive ? consumer_threads : 1);
     mbarrier_init_fence();
   }
 };

@@ -7,17 +7,17 @@
 
 namespace chorale::kernels {
 
-// Which tile of a pass a warp takes, and which rows of it.
+// Which tile of a pass a warp takes, and which row group.
 struct WarpPart {
-  int tile, group;  // the first of warp_groups
-  __device__ explicit WarpPart(int warp) : tile(warp % pass_tiles), group(warp / pass_tiles * warp_groups) {}
-  // Rows 8 n + 2c and + 1 of its row groups n are a thread's.
-  __device__ int row(int n, int e) const { return 8 * (group + n) + threadIdx.x % 4 * 2 + e; }
+  int tile, group;
+  __device__ explicit WarpPart(int warp) : tile(warp % pass_tiles), group(warp / pass_tiles) {}
+  // Rows 2c and 2c + 1 of the group are a thread's.
+  __device__ int row(int e) const { return 8 * group + threadIdx.x % 4 * 2 + e; }
 };
 
-// A thread's scores: keys 16 j + g and + 8 of each 16 keys j: scores[n][j][2 * (key half) + e].
+// A thread's scores: keys 16 j + g and + 8 of each 16 keys j: scores[j][2 * (key half) + e].
 constexpr int key_blocks = Config::tile / 16;
-using Scores = float[warp_groups][key_blocks][4];
+using Scores = float[key_blocks][4];
 
 // The row that a thread of the warps below row_groups keeps the sums of, over the columns of quad lane c.
 __device__ __forceinline__ bool keeps_sums(int warp) { return warp < row_groups; }
@@ -25,10 +25,10 @@ __device__ __forceinline__ int kept_row(int warp) { return 8 * warp + threadIdx.
 
 // On its way through a chunk.
 struct Running {
-  float reference[warp_groups][2];  // of the rows whose scores the thread has
-  float kept_reference, kept_sum;   // of the row that it keeps
+  float reference[2];              // of the rows whose scores the thread has
+  float kept_reference, kept_sum;  // of the row that it keeps
   __device__ void reset() {
-    for (int n = 0; n < warp_groups; ++n) reference[n][0] = reference[n][1] = -infinity;
+    reference[0] = reference[1] = -infinity;
     kept_reference = -infinity;
     kept_sum = 0.f;
   }
@@ -41,18 +41,15 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, const DecodeMemory
   for (int pair = 0; pair < pairs; ++pair) {
     const int column_pair = slab_number * pairs + pair;
     if (column_pair * 32 >= Config::head_dim) break;
-    u32 query[warp_groups][4];
-#pragma unroll
-    for (int n = 0; n < warp_groups; ++n) load_queries(query[n], memory.shared, group + n, column_pair);
+    u32 query[4];
+    load_queries(query, memory.shared, group, column_pair);
 #pragma unroll
     for (int j = 0; j < key_blocks; ++j) {
       u32 key[2][4];
       load_keys(key, slab, 16 * j, pair, scale);
 #pragma unroll
       for (int step = 0; step < 2; ++step)
-#pragma unroll
-        for (int n = 0; n < warp_groups; ++n)
-          mma_m16n8k16<Config::bfloat16>(scores[n][j], key[step], query[n][2 * step], query[n][2 * step + 1]);
+        mma_m16n8k16<Config::bfloat16>(scores[j], key[step], query[2 * step], query[2 * step + 1]);
     }
   }
 }
@@ -64,56 +61,41 @@ __device__ __forceinline__ void apply_programs(Scores& scores, const ForwardPara
   if (!Config::scored && !is_partial) return;
   const SplitItem& item = shared.items[pass.item];
 #pragma unroll
-  for (int n = 0; n < warp_groups; ++n)
+  for (int e = 0; e < 2; ++e) {
+    const int row = part.row(e);
+    const int q = item.q_position + row / Config::group;
+    const int h = params.first_query_head + pass.kv_head * Config::group + row % Config::group;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int row = part.row(n, e);
-      const int q = item.q_position + row / Config::group;
-      const int h = params.first_query_head + pass.kv_head * Config::group + row % Config::group;
-#pragma unroll
-      for (int i = 0; i < 2 * key_blocks; ++i) {
-        const int k = (pass.tile + part.tile) * Config::tile + 8 * i + threadIdx.x % 32 / 4;
-        float& score = scores[n][i / 2][i % 2 * 2 + e];
-        score = finished_score(params, score, item.sequence, item.kv_len, h, q, k, is_partial);
-      }
+    for (int i = 0; i < 2 * key_blocks; ++i) {
+      const int k = (pass.tile + part.tile) * Config::tile + 8 * i + threadIdx.x % 32 / 4;
+      float& score = scores[i / 2][i % 2 * 2 + e];
+      score = finished_score(params, score, item.sequence, item.kv_len, h, q, k, is_partial);
     }
+  }
 }
 
 // The rows' maxima over the tile, for all warps to see.
 __device__ __forceinline__ void publish_maxima(DecodeShared& shared, const Scores& scores, WarpPart part) {
 #pragma unroll
-  for (int n = 0; n < warp_groups; ++n)
+  for (int e = 0; e < 2; ++e) {
+    float largest = -infinity;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float largest = -infinity;
-#pragma unroll
-      for (int i = 0; i < 2 * key_blocks; ++i) largest = fmaxf(largest, scores[n][i / 2][i % 2 * 2 + e]);
-      for (int other = 4; other < 32; other *= 2)
-        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, other));
-      if (threadIdx.x % 32 < 4) shared.tile_maximum[part.row(n, e)][part.tile] = largest;
-    }
+    for (int i = 0; i < 2 * key_blocks; ++i) largest = fmaxf(largest, scores[i / 2][i % 2 * 2 + e]);
+    for (int other = 4; other < 32; other *= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, other));
+    if (threadIdx.x % 32 < 4) shared.tile_maxima[part.row(e)].tile[part.tile] = largest;
+  }
 }
 
 // References before the warp's tile: those before it in the pass raise them in turn, or do not.
-__device__ __forceinline__ void raise_references(float (&reference)[warp_groups][2],
-                                                 const DecodeShared& shared, float factor, WarpPart part) {
-  float maxima[warp_groups][2][pass_tiles];
-#pragma unroll
-  for (int n = 0; n < warp_groups; ++n)
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-#pragma unroll
-      for (int tile = 0; tile < pass_tiles; tile += 4)
-        *reinterpret_cast<float4*>(maxima[n][e] + tile) =
-            *reinterpret_cast<const float4*>(&shared.tile_maximum[part.row(n, e)][tile]);
+__device__ __forceinline__ void raise_references(float (&reference)[2], const DecodeShared& shared,
+                                                 float factor, WarpPart part) {
+  const TileMaxima maxima[2] = {shared.tile_maxima[part.row(0)], shared.tile_maxima[part.row(1)]};
 #pragma unroll
   for (int tile = 0; tile < pass_tiles - 1; ++tile) {
     if (tile == part.tile) break;
 #pragma unroll
-    for (int n = 0; n < warp_groups; ++n)
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        reference[n][e] = raised_reference(reference[n][e], maxima[n][e][tile], factor);
+    for (int e = 0; e < 2; ++e) reference[e] = raised_reference(reference[e], maxima[e].tile[tile], factor);
   }
 }
 
@@ -123,42 +105,38 @@ __device__ __forceinline__ void take_probabilities(Scores& scores, Running& runn
   const int g = threadIdx.x % 32 / 4;
   raise_references(running.reference, shared, factor, part);
 #pragma unroll
-  for (int n = 0; n < warp_groups; ++n)
+  for (int e = 0; e < 2; ++e) {
+    const int row = part.row(e);
+    const float before = running.reference[e];
+    const float reference = raised_reference(before, shared.tile_maxima[row].tile[part.tile], factor);
+    const float exponent = negative_exponent(reference, factor);
+    // Thread g has columns 8 i + g: what the quad lane g / 2 of the order calls even or odd.
+    float sum = 0.f;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int row = part.row(n, e);
-      const float before = running.reference[n][e];
-      const float reference = raised_reference(before, shared.tile_maximum[row][part.tile], factor);
-      const float exponent = negative_exponent(reference, factor);
-      // Thread g has columns 8 i + g: what the quad lane g / 2 of the order calls even or odd.
-      float sum = 0.f;
-#pragma unroll
-      for (int i = 0; i < 2 * key_blocks; ++i) {
-        float& x = scores[n][i / 2][i % 2 * 2 + e];
-        x = probability(x, factor, exponent);
-        sum = i == 0 ? x : __fadd_rn(sum, x);
-      }
-      sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 4));
-      if (g % 2 == 0) shared.tile_sum[part.tile][row][g / 2] = sum;
-      if (g == 0) {
-        shared.rescale[part.tile][row] = rescale_factor(before, reference, factor);
-        shared.tile_reference[part.tile][row] = reference;
-      }
+    for (int i = 0; i < 2 * key_blocks; ++i) {
+      float& x = scores[i / 2][i % 2 * 2 + e];
+      x = probability(x, factor, exponent);
+      sum = i == 0 ? x : __fadd_rn(sum, x);
     }
+    sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 4));
+    if (g % 2 == 0) shared.tile_sum[part.tile][row][g / 2] = sum;
+    if (g == 0) {
+      shared.rescale[part.tile][row] = rescale_factor(before, reference, factor);
+      shared.tile_reference[part.tile][row] = reference;
+    }
+  }
 }
 
 __device__ __forceinline__ void publish_probabilities(DecodeShared& shared, const Scores& scores,
                                                       WarpPart part) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int n = 0; n < warp_groups; ++n)
-#pragma unroll
-    for (int j = 0; j < key_blocks; j += 2) {
-      const float(&x)[4] = scores[n][j], (&y)[4] = scores[n][j + 1];
-      const int key = part.tile * Config::tile + 16 * j + lane;
-      store_matrices(shared_address(shared.p.values[part.group + n][key]), pack(x[0], x[1]), pack(x[2], x[3]),
-                     pack(y[0], y[1]), pack(y[2], y[3]));
-    }
+  for (int j = 0; j < key_blocks; j += 2) {
+    const float(&x)[4] = scores[j], (&y)[4] = scores[j + 1];
+    const int key = part.tile * Config::tile + 16 * j + lane;
+    store_matrices(shared_address(shared.p.values[part.group][key]), pack(x[0], x[1]), pack(x[2], x[3]),
+                   pack(y[0], y[1]), pack(y[2], y[3]));
+  }
 }
 
 // References and sums after the pass.
@@ -168,9 +146,7 @@ __device__ __forceinline__ void fold_tiles(Running& running, const DecodeShared&
   const WarpPart part(warp);
   const int last = 31 - __clz(visible);
 #pragma unroll
-  for (int n = 0; n < warp_groups; ++n)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) running.reference[n][e] = shared.tile_reference[last][part.row(n, e)];
+  for (int e = 0; e < 2; ++e) running.reference[e] = shared.tile_reference[last][part.row(e)];
   if (!keeps_sums(warp)) return;
   const int row = kept_row(warp);
   running.kept_reference = shared.tile_reference[last][row];
@@ -201,13 +177,14 @@ __device__ __forceinline__ void take_keys(const ForwardParams& params, DecodeMem
     }
     apply_programs(scores, params, shared, pass, part);
     publish_maxima(shared, scores, part);
-  } else if (threadIdx.x % 32 < 8 * warp_groups) {
-    shared.tile_maximum[8 * part.group + threadIdx.x % 32][part.tile] = -infinity;
+  } else if (threadIdx.x % 32 < 8) {
+    shared.tile_maxima[8 * part.group + threadIdx.x % 32].tile[part.tile] = -infinity;
   }
   progress.slab.used += __popc(pass.visible) * key_slabs;
   progress.key_parity ^= pass.visible;
-  warp_arrive(&shared.pass_free);  // all its lanes have read it, and the queries
   sync_consumers();
+  if (lanes_arrive || threadIdx.x == 0)
+    mbarrier_arrive(&shared.pass_free);  // all have read it, and the queries
   if (works) {
     take_probabilities(scores, running, shared, params.factor, part);
     publish_probabilities(shared, scores, part);
