@@ -3,8 +3,6 @@
 //     decode_bench check           against float64, and bits against bits; prints a hash to compare programs
 //     decode_bench touch           a short run, for compute-sanitizer
 //     decode_bench time BxK ...    microseconds and GB/s of keys and values
-#include <cuda.h>
-#include <cuda_runtime.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,18 +17,13 @@
 #include <vector>
 
 #include "decode.cu"
+#include "host.cuh"
 #include "implementations/cuda/split.h"
 
 using namespace chorale::kernels;
+using namespace chorale::bench;
 
 namespace {
-
-void check(cudaError_t error, const char* what, int line) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "line %d: %s: %s\n", line, what, cudaGetErrorString(error));
-  std::exit(1);
-}
-#define CHECK(call) check(call, #call, __LINE__)
 
 constexpr int kv_heads = 8, query_heads = kv_heads * Config::group;
 constexpr int element_size = Config::fp8_cache ? 1 : 2;
@@ -38,19 +31,12 @@ constexpr float key_scale = 0.013f, value_scale = 0.0071f;
 
 // --- inputs: a function of what they are, not of where they lie ----------------------------------------
 
-__host__ __device__ inline float uniform(std::uint64_t x) {  // [-1, 1)
-  x += 0x9e3779b97f4a7c15ull;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  x ^= x >> 31;
-  return static_cast<float>(static_cast<std::int32_t>(x >> 32)) * 0x1p-31f;
-}
 // Seeds from here on: keys grow along each chunk, so that references rise in its midst.
 constexpr int steep_seed = 16;
 __device__ inline float input(int seed, int tensor, int sequence, int position, int head, int column) {
   const std::uint64_t key = ((std::uint64_t(seed) * 3 + tensor) << 56) ^ (std::uint64_t(sequence) << 40) ^
                             (std::uint64_t(position) << 16) ^ (std::uint64_t(head) << 9) ^ column;
-  const float x = uniform(key) + uniform(key ^ 0x5555555555555555ull) + uniform(~key);
+  const float x = bell(key);
   if (tensor == 1 && seed >= steep_seed) return x * float(8 * (position % Config::chunk) / Config::chunk + 1);
   return tensor == 0 ? 2.f * x : x;  // queries are larger, so that scores spread
 }
@@ -103,8 +89,8 @@ __global__ void fill_noise(uint4* words, long long count, unsigned seed) {
     uint4 w;
     u32* part = &w.x;
     for (int j = 0; j < 4; ++j) {
-      const float a = uniform(i * 8 + 2 * j + (std::uint64_t(seed) << 40)),
-                  b = uniform(i * 8 + 2 * j + 1 + (std::uint64_t(seed) << 40));
+      const float a = uniform_at(i * 8 + 2 * j + (std::uint64_t(seed) << 40)),
+                  b = uniform_at(i * 8 + 2 * j + 1 + (std::uint64_t(seed) << 40));
       part[j] = element_size == 2 ? pack(a, b)
                                   : u32(pack_e4m3(a * 100, b * 100)) | u32(pack_e4m3(b * 90, a * 90)) << 16;
     }
@@ -183,14 +169,6 @@ __global__ void reference(double* out, double* lse, const Sequence* sequences, c
 
 // --- plans ---------------------------------------------------------------------------------------------
 
-template <class T>
-T* to_device(const std::vector<T>& host) {
-  T* device = nullptr;
-  CHECK(cudaMalloc(&device, std::max<std::size_t>(host.size(), 1) * sizeof(T)));
-  CHECK(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-  return device;
-}
-
 struct Plan {
   std::vector<Sequence> sequences;
   std::vector<int> table;
@@ -198,12 +176,6 @@ struct Plan {
   int stride = 1, items = 0, slots = 0, arrival_counters = 0, tokens = 0, keys = 0;
   PlanView view;
 };
-
-int multiprocessors() {
-  int count = 0;
-  CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
-  return count;
-}
 
 // What make_plan() cuts row blocks into items for. Changes no bit.
 int split_for() {
@@ -251,31 +223,6 @@ Plan make_plan(const std::vector<std::pair<int, int>>& lengths, std::vector<int>
   plan.view.tables = nullptr;
   plan.view.next_item = to_device(std::vector<int>{0, 0});
   return plan;
-}
-
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                            const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
-                            CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-TensorMap make_map(void* data, int bytes, std::vector<cuuint64_t> dims, std::vector<cuuint64_t> strides,
-                   std::vector<cuuint32_t> box) {
-  static Encode encode = [] {
-    void* f = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &result));
-    return reinterpret_cast<Encode>(f);
-  }();
-  const std::vector<cuuint32_t> ones(dims.size(), 1);
-  TensorMap map;
-  const CUresult result = encode(reinterpret_cast<CUtensorMap*>(&map),
-                                 bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16,
-                                 dims.size(), data, dims.data(), strides.data(), box.data(), ones.data(),
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    std::fprintf(stderr, "cuTensorMapEncodeTiled: %d\n", int(result));
-    std::exit(1);
-  }
-  return map;
 }
 
 struct Cache {

@@ -3,8 +3,6 @@
 //     nvcc -std=c++20 -O3 -fmad=false -gencode=arch=compute_90a,code=sm_90a -cudart static -Ikernels -Isrc
 //     -Iinclude \
 //       -DCHORALE_... (as bench/cuda/decode_bench.sh) bench/cuda/store_bench.cu src/base/float.cpp
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -14,28 +12,16 @@
 #include <vector>
 
 #include "base/float.h"
+#include "host.cuh"
 
 #include "copy_pages.cu"
 #include "store.cu"
 
 using namespace chorale::kernels;
+using namespace chorale::bench;
 
 namespace {
 
-void check(cudaError_t error, const char* what, int line) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "line %d: %s: %s\n", line, what, cudaGetErrorString(error));
-  std::exit(1);
-}
-#define CHECK(call) check(call, #call, __LINE__)
-
-template <class T>
-T* to_device(const std::vector<T>& host) {
-  T* device = nullptr;
-  CHECK(cudaMalloc(&device, host.size() * sizeof(T)));
-  CHECK(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-  return device;
-}
 std::vector<unsigned char> to_host(const void* device, std::size_t bytes) {
   std::vector<unsigned char> host(bytes);
   CHECK(cudaMemcpy(host.data(), device, bytes, cudaMemcpyDeviceToHost));
