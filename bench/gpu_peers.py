@@ -45,6 +45,16 @@ def sdpa(peer, q, k, v, causal):
         return functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
 
 
+def compile_one_block_size():
+    """create_block_mask sorts within a kernel of which torch.compile makes three to choose from, of other block sizes. The largest
+    takes minutes to compile (seen with PyTorch 2.11); the smallest, of a quarter of one, is what is left here."""
+    from torch._inductor.runtime import triton_heuristics
+    several = getattr(triton_heuristics, "_persistent_reduction_configs", None)
+    if several is not None:
+        triton_heuristics._persistent_reduction_configs = lambda *arguments, **named: several(*arguments, **named)[:1]
+
+
+compile_one_block_size()
 compiled_flex = torch.compile(flex_attention, dynamic=False)
 compiled_block_mask = torch.compile(create_block_mask, dynamic=False)
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <span>
 #include <utility>
 
 #include "implementations/cuda/order.h"
@@ -111,23 +110,16 @@ Status check_layout(const ForwardTensors& tensors) {
   return check_vector("v_scale", tensors.v_scale);
 }
 
-// The largest page, negative ones counting as unsigned numbers, so that they are beyond every pool. Four at a
-// time: compilers make of the plain loop one that takes most of a plan's time where pages are small.
-std::uint32_t largest_of(std::span<const std::int32_t> pages) {
-  using Four = std::int32_t __attribute__((vector_size(16)));
-  Four largest{}, all{};
-  std::size_t i = 0;
-  for (; i + 4 <= pages.size(); i += 4) {
-    Four x;
-    std::memcpy(&x, pages.data() + i, sizeof x);
-    largest = largest > x ? largest : x;
-    all |= x;
-  }
-  std::uint32_t result = 0;
-  for (int j = 0; j < 4; ++j)
-    result = std::max(result, static_cast<std::uint32_t>(all[j] < 0 ? -1 : largest[j]));
-  for (; i < pages.size(); ++i) result = std::max(result, static_cast<std::uint32_t>(pages[i]));
-  return result;
+// All but the block table, of which a plan keeps what it uses (PageTable).
+Batch without_table(const Batch& batch) {
+  Batch rest;
+  rest.cu_seqlens_q = batch.cu_seqlens_q;
+  rest.cu_seqlens_k = batch.cu_seqlens_k;
+  rest.kv_lens = batch.kv_lens;
+  rest.block_table_stride = batch.block_table_stride;
+  rest.page_size = batch.page_size;
+  rest.tables = batch.tables;
+  return rest;
 }
 
 }  // namespace
@@ -211,7 +203,9 @@ Result<std::shared_ptr<CudaPlan>> CudaPlan::create(std::string_view implementati
                                                    const Problem& problem, const Batch& batch,
                                                    const Order& order) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem, batch));
-  std::shared_ptr<CudaPlan> plan(new CudaPlan(implementation, gpu, std::move(bound), batch, order));
+  std::shared_ptr<CudaPlan> plan(
+      new CudaPlan(implementation, gpu, std::move(bound), without_table(batch), order));
+  plan->pages_ = PageTable(batch);
   plan->work_ = make_work_list(plan->problem(), batch, order.chunk, gpu.multiprocessors());
   CHORALE_ASSIGN_OR_RETURN(plan->kernels_, plan->find_kernels(plan->problem(), batch, plan->work_));
   Sizes room = sizes_of(plan->problem(), batch, plan->work_);
@@ -240,7 +234,8 @@ Status CudaPlan::update(const Batch& batch, void* stream) {
       return Status::invalid_argument(fmt::format("the plan was made for {}: the batch needs {}",
                                                   then == nullptr ? "no such work" : then->key.describe(),
                                                   now->key.describe()));
-  replace(std::move(bound), batch);
+  replace(std::move(bound), without_table(batch));
+  pages_ = PageTable(batch);
   work_ = std::move(work);
   look_over();
   const std::lock_guard lock(mutex_);
@@ -251,17 +246,8 @@ Status CudaPlan::update(const Batch& batch, void* stream) {
 // What every forward needs to know of the whole batch.
 void CudaPlan::look_over() {
   const Batch& b = batch();
-  largest_page_ = -1;
   std::int64_t keys = 0;
-  for (int s = 0; s < b.sequences(); ++s) {
-    keys += b.kv_len(s);
-    if (!b.is_paged()) continue;
-    const std::int32_t* row = b.block_table.data() + s * b.block_table_stride;
-    const std::int64_t used = (std::int64_t{b.kv_len(s)} + b.page_size - 1) / b.page_size;
-    if (used > 0)
-      largest_page_ =
-          std::max<std::int64_t>(largest_page_, largest_of({row, static_cast<std::size_t>(used)}));
-  }
+  for (int s = 0; s < b.sequences(); ++s) keys += b.kv_len(s);
   // As many as find room in the L2 cache, which has 50 MB, beside what passes through.
   constexpr std::int64_t cache_bytes = 32 << 20;
   const Problem& p = problem();
@@ -291,7 +277,7 @@ void CudaPlan::write(std::byte* host, DevicePointer device) const {
   const Batch& b = batch();
   auto* sequences = reinterpret_cast<kernels::Sequence*>(host + layout_.sequences);
   for (int s = 0; s < b.sequences(); ++s) sequences[s] = device_sequence(b, s);
-  put(host, layout_.block_table, b.block_table);
+  pages_.write(host + layout_.block_table, b);
   put_tables(host, device, layout_.tables, layout_.table_values, problem());
 }
 
@@ -346,9 +332,9 @@ Status CudaPlan::be_there(Stream stream) const {
 
 Status CudaPlan::forward(const ForwardTensors& tensors) const {
   CHORALE_RETURN_IF_ERROR(check_layout(tensors));
-  if (batch().is_paged() && largest_page_ >= tensors.k.shape[0])
+  if (batch().is_paged() && pages_.largest() >= tensors.k.shape[0])
     return Status::out_of_range(fmt::format("the block table has page {}: the pool has pages 0 to {}",
-                                            static_cast<std::int32_t>(largest_page_),
+                                            static_cast<std::int32_t>(pages_.largest()),
                                             tensors.k.shape[0] - 1));
   if (kernels_.forward == nullptr && kernels_.decode == nullptr) return Status::ok();
   auto* stream = static_cast<Stream>(tensors.stream);

@@ -11,6 +11,7 @@
 
 #include "chorale/implementation.h"
 #include "implementations/cuda/gpu.h"
+#include "implementations/cuda/page_table.h"
 #include "implementations/cuda/plan_memory.h"
 #include "implementations/cuda/work_list.h"
 
@@ -54,8 +55,8 @@ class CudaPlan final : public Plan {
     const Kernel *forward = nullptr, *decode = nullptr;  // null: nothing to do
   };
 
-  CudaPlan(std::string_view implementation, Gpu& gpu, Problem bound, const Batch& batch, const Order& order)
-      : Plan(implementation, std::move(bound), batch), gpu_(gpu), order_(order) {}
+  CudaPlan(std::string_view implementation, Gpu& gpu, Problem bound, Batch batch, const Order& order)
+      : Plan(implementation, std::move(bound), std::move(batch)), gpu_(gpu), order_(order) {}
 
   static Sizes sizes_of(const Problem& problem, const Batch& batch, const WorkList& work);
   static std::size_t arrival_counters(const Sizes& sizes);
@@ -77,8 +78,8 @@ class CudaPlan final : public Plan {
   Kernels kernels_;
   Sizes room_{};
   Layout layout_{};
-  std::int64_t largest_page_ = -1;  // that a sequence uses; a negative one counts as the largest
-  int heads_together_ = 1;          // kernels::ForwardParams
+  PageTable pages_;
+  int heads_together_ = 1;  // kernels::ForwardParams
 
   mutable std::mutex mutex_;  // guards what follows: uploading is part of the first forward
   mutable std::unique_ptr<PlanMemory> memory_;
