@@ -42,7 +42,12 @@ HWY_INLINE void product_block(const ProductArguments& p, std::int64_t row, std::
   constexpr std::int64_t N = hn::MaxLanes(d);
   constexpr int Vectors = Groups * (16 / N);
 
-  const float* a = p.a.data + row * p.a.row;
+  // Where there are many rows of a, three to a pointer: base, base + row and base + 2 row are addresses of
+  // one instruction, and what each row adds would not fit in registers.
+  constexpr int rows_of_base = Rows > 8 ? 3 : Rows, bases = (Rows + rows_of_base - 1) / rows_of_base;
+  const std::int64_t a_row = p.a.row, a_inner = p.a.inner;
+  const float* a[bases];
+  for (int i = 0; i < bases; ++i) a[i] = p.a.data + (row + rows_of_base * i) * a_row;
   const float* b = p.b + group * p.b_group;
   float* out = p.out + row * p.out_row + group * lanes;
   const auto b_offset = [&](int v) { return (v * N / 16) * p.b_group + (v * N) % 16; };
@@ -55,10 +60,10 @@ HWY_INLINE void product_block(const ProductArguments& p, std::int64_t row, std::
     V columns[Vectors];
     for (int v = 0; v < Vectors; ++v) columns[v] = hn::LoadU(d, b + b_offset(v));
     for (int i = 0; i < Rows; ++i) {
-      const V x = hn::Set(d, a[i * p.a.row]);
+      const V x = hn::Set(d, a[i / rows_of_base][i % rows_of_base * a_row]);
       for (int v = 0; v < Vectors; ++v) sums[i][v] = hn::MulAdd(x, columns[v], sums[i][v]);
     }
-    a += p.a.inner;
+    for (const float*& base : a) base += a_inner;
     b += p.b_row;
   }
   for (int i = 0; i < Rows; ++i)

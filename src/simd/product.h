@@ -2,6 +2,7 @@
 #pragma once
 
 #include "chorale/tensor.h"
+#include "simd/prefetch.h"
 #include "simd/simd.h"
 
 namespace chorale::simd {
@@ -24,6 +25,25 @@ struct ProductArguments {
 void product(const ProductArguments& arguments);  // on this processor's level
 // The same, leaving out the products whose visible[i * a.row + p * a.inner] is 0 (laid out as `a` is).
 void product_visible(const ProductArguments& arguments, const std::uint8_t* visible);
+
+// Products of up to few rows with rows that are read where they lie, each once (for up to 8 rows, or 4 with
+// AVX2). Bits are those of product().
+struct RowsArguments {
+  std::int64_t rows;  // of a and out
+  const float* a;
+  std::int64_t a_row;
+  const float* const* b;  // b[j] points at `columns` values, for j < b_rows
+  std::int64_t b_rows, columns;
+  float* out;
+  std::int64_t out_row;
+  Prefetch* prefetch;  // has a step at each block
+};
+// out[i][j] = sum over c ascending of a[i][c] * b[j][c], from 0. b is read up to round_up(b_rows), and out
+// written.
+void product_rows_transposed(const RowsArguments& arguments);
+// out[i][c] += sum over j ascending of a[i][j] * b[j][c], going on from out. out is written up to
+// round_up(columns).
+void product_rows(const RowsArguments& arguments);
 
 // One panel of a bfloat16 weight: out[i][j] = sum over p of a[i][p] * panel[p / 2][j][p % 2], widened to
 // float32 and summed as a chain of fused multiply-adds.

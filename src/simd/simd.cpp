@@ -24,6 +24,7 @@
 
 #include "simd/math-inl.h"
 #include "simd/product-inl.h"
+#include "simd/rows-inl.h"
 
 #ifndef CHORALE_SIMD_TABLE
 #define CHORALE_SIMD_TABLE
@@ -35,6 +36,8 @@ struct Functions {
   void (*from_float)(const float*, DType, void*, std::int64_t);
   void (*product)(const ProductArguments&);
   void (*product_visible)(const ProductArguments&, const std::uint8_t*);
+  void (*product_rows_transposed)(const RowsArguments&);
+  void (*product_rows)(const RowsArguments&);
   void (*transpose)(const float*, std::int64_t, std::int64_t, std::int64_t, float*, std::int64_t);
   float (*dot)(const float*, const float*, std::int64_t);
   float (*sum)(const float*, std::int64_t);
@@ -45,8 +48,9 @@ struct Functions {
   void (*tanh)(const float*, float*, std::int64_t);
   void (*log)(const float*, float*, std::int64_t);
   void (*exp2_nonpositive)(const float*, float*, std::int64_t);
-  RowSoftmax (*softmax_row)(float*, std::int64_t, float, float);
-  RowSoftmax (*softmax_row_bfloat16)(const float*, std::int64_t, float, float, bfloat16*);
+  void (*softmax_rows)(float*, std::int64_t, std::int64_t, std::int64_t, const float*, float, RowSoftmax*);
+  void (*softmax_rows_bfloat16)(const float*, std::int64_t, std::int64_t, std::int64_t, const float*, float,
+                                RowSoftmax*, bfloat16*, std::int64_t);
   void (*softmax_row_backward)(float*, float*, std::int64_t, float, float, float);
   void (*scale)(float*, float, std::int64_t);
   void (*divide)(float*, float, std::int64_t);
@@ -214,25 +218,44 @@ HWY_INLINE float fold_lanes(V (&partial)[16 / N]) {
   return fold_halves(D(), partial[0]);
 }
 
-template <class StoreProbabilities>
-HWY_INLINE RowSoftmax softmax_row_with(const float* x, std::int64_t count, float before, float factor,
-                                       StoreProbabilities store) {
+// Rows side by side, so that the steps of one do not wait for each other: each is computed alone.
+template <int Rows, class StoreProbabilities>
+HWY_INLINE void softmax_block(const float* x, std::int64_t x_row, std::int64_t count, const float* before,
+                              float factor, RowSoftmax* to, StoreProbabilities store) {
   const D d;
-  V largest = hn::Set(d, before);
-  for (std::int64_t i = 0; i < count; i += N) largest = hn::Max(largest, load_scores(x, i, count));
-  const float maximum = hn::GetLane(hn::MaxOfLanes(d, largest));
-  // With nothing to see, any offset gives p = exp2(-inf) = 0.
-  const V offset = hn::Set(d, maximum == -std::numeric_limits<float>::infinity() ? 0.0f : maximum);
+  V largest[Rows], offset[Rows], partial[Rows][16 / N];
+  for (int r = 0; r < Rows; ++r) largest[r] = hn::Set(d, before[r]);
+  for (std::int64_t i = 0; i < count; i += N)
+    for (int r = 0; r < Rows; ++r) largest[r] = hn::Max(largest[r], load_scores(x + r * x_row, i, count));
+  for (int r = 0; r < Rows; ++r) {
+    to[r].maximum = hn::GetLane(hn::MaxOfLanes(d, largest[r]));
+    // With nothing to see, any offset gives p = exp2(-inf) = 0.
+    const bool nothing = to[r].maximum == -std::numeric_limits<float>::infinity();
+    offset[r] = hn::Set(d, nothing ? 0.0f : to[r].maximum);
+    for (V& p : partial[r]) p = hn::Zero(d);
+  }
   const V scale = hn::Set(d, factor);
-  V partial[16 / N];
-  for (V& p : partial) p = hn::Zero(d);
   for (std::int64_t i = 0; i < count; i += 16)
-    for (std::int64_t v = 0; v < 16 / N; ++v) {
-      const V p = exp2_of_difference(d, hn::Mul(hn::Sub(load_scores(x, i + v * N, count), offset), scale));
-      store(p, i + v * N);
-      partial[v] = hn::Add(partial[v], p);
-    }
-  return {maximum, fold_lanes(partial)};
+    for (std::int64_t v = 0; v < 16 / N; ++v)
+      for (int r = 0; r < Rows; ++r) {
+        const V score = load_scores(x + r * x_row, i + v * N, count);
+        const V p = exp2_of_difference(d, hn::Mul(hn::Sub(score, offset[r]), scale));
+        store(r, p, i + v * N);
+        partial[r][v] = hn::Add(partial[r][v], p);
+      }
+  for (int r = 0; r < Rows; ++r) to[r].sum = fold_lanes(partial[r]);
+}
+
+// `store_at(row)` gives what stores that row and those after it.
+template <class StoreAt>
+HWY_INLINE void softmax_rows_with(const float* x, std::int64_t x_row, std::int64_t rows, std::int64_t count,
+                                  const float* before, float factor, RowSoftmax* to, StoreAt store_at) {
+  constexpr int together = N == 16 ? 4 : 2;
+  std::int64_t r = 0;
+  for (; r + together <= rows; r += together)
+    softmax_block<together>(x + r * x_row, x_row, count, before + r, factor, to + r, store_at(r));
+  for (; r < rows; ++r)
+    softmax_block<1>(x + r * x_row, x_row, count, before + r, factor, to + r, store_at(r));
 }
 
 // Narrow types, a vector at a time: widen(vector of bits) and narrow(vector of float) are per type.
@@ -349,20 +372,27 @@ void softmax_row_backward_array(float* x, float* gradient, std::int64_t count, f
   store_part(g, gradient + i, count - i);
 }
 
-RowSoftmax softmax_row_float(float* x, std::int64_t count, float before, float factor) {
-  return softmax_row_with(x, count, before, factor, [=](V p, std::int64_t i) {
-    if (i + N <= count) return hn::StoreU(p, D(), x + i);
-    if (i < count) store_part(p, x + i, count - i);
+void softmax_rows_float(float* x, std::int64_t x_row, std::int64_t rows, std::int64_t count,
+                        const float* before, float factor, RowSoftmax* to) {
+  softmax_rows_with(x, x_row, rows, count, before, factor, to, [=](std::int64_t first) {
+    return [=](std::int64_t r, V p, std::int64_t i) HWY_ATTR {
+      float* row = x + (first + r) * x_row;
+      if (i + N <= count) return hn::StoreU(p, D(), row + i);
+      if (i < count) store_part(p, row + i, count - i);
+    };
   });
 }
-RowSoftmax softmax_row_bfloat16(const float* x, std::int64_t count, float before, float factor,
-                                bfloat16* out) {
-  auto* to = reinterpret_cast<std::uint16_t*>(out);
-  const RowSoftmax row = softmax_row_with(x, count, before, factor, [=](V p, std::int64_t i) {
-    hn::StoreU(Bfloat16Codec::narrow(p), Bfloat16Codec::DB(), to + i);
+void softmax_rows_bfloat16(const float* x, std::int64_t x_row, std::int64_t rows, std::int64_t count,
+                           const float* before, float factor, RowSoftmax* to, bfloat16* p,
+                           std::int64_t p_row) {
+  auto* bits = reinterpret_cast<std::uint16_t*>(p);
+  softmax_rows_with(x, x_row, rows, count, before, factor, to, [=](std::int64_t first) {
+    return [=](std::int64_t r, V value, std::int64_t i) HWY_ATTR {
+      hn::StoreU(Bfloat16Codec::narrow(value), Bfloat16Codec::DB(), bits + (first + r) * p_row + i);
+    };
   });
-  for (std::int64_t i = round_up(count); i < round_up(count, 32); ++i) to[i] = 0;
-  return row;
+  for (std::int64_t r = 0; r < rows; ++r)
+    std::fill(bits + r * p_row + round_up(count), bits + r * p_row + round_up(count, 32), std::uint16_t{0});
 }
 
 void to_float_array(const void* from, DType dtype, float* to, std::int64_t count) {
@@ -392,43 +422,23 @@ void from_float_array(const float* from, DType dtype, void* to, std::int64_t cou
   }
 }
 
-// 8 x 8 elements: by pairs, fours, then halves of registers.
+// As many rows and columns as a register has lanes.
 HWY_INLINE void transpose_block(const float* in, std::int64_t in_row, float* out, std::int64_t out_row) {
-#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_SSE2  // never called
-  for (int i = 0; i < 8; ++i)
-    for (int j = 0; j < 8; ++j) out[j * out_row + i] = in[i * in_row + j];
-#else
-  const hn::CappedTag<float, 8> d;
-  const hn::Repartition<std::uint64_t, decltype(d)> pair;
-  using Row = hn::Vec<decltype(d)>;
-  Row r[8], t[8];
-  for (int i = 0; i < 8; ++i) r[i] = hn::LoadU(d, in + i * in_row);
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = hn::InterleaveLower(d, r[i], r[i + 1]);
-    t[i + 1] = hn::InterleaveUpper(d, r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4)
-    for (int j = 0; j < 2; ++j) {
-      const auto low = hn::BitCast(pair, t[i + j]), high = hn::BitCast(pair, t[i + j + 2]);
-      r[i + 2 * j] = hn::BitCast(d, hn::InterleaveLower(pair, low, high));
-      r[i + 2 * j + 1] = hn::BitCast(d, hn::InterleaveUpper(pair, low, high));
-    }
-  for (int j = 0; j < 4; ++j) {
-    hn::StoreU(hn::ConcatLowerLower(d, r[j + 4], r[j]), d, out + j * out_row);
-    hn::StoreU(hn::ConcatUpperUpper(d, r[j + 4], r[j]), d, out + (j + 4) * out_row);
-  }
-#endif
+  V block[N];
+  for (std::int64_t i = 0; i < N; ++i) block[i] = hn::LoadU(D(), in + i * in_row);
+  transpose_registers(block);
+  for (std::int64_t i = 0; i < N; ++i) hn::StoreU(block[i], D(), out + i * out_row);
 }
 
-// In blocks of 8 x 8, sixteen rows before the next columns, so that every written cache line is filled at
-// once; what is left over one by one.
+// In blocks, sixteen rows before the next columns, so that every written cache line is filled at once; what
+// is left over one by one.
 void transpose_array(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns,
                      float* out, std::int64_t out_row) {
   for (std::int64_t i = 0; i < rows; i += 16) {
-    const std::int64_t height = HWY_MIN(std::int64_t{16}, rows - i), whole = height / 8 * 8;
+    const std::int64_t height = HWY_MIN(std::int64_t{16}, rows - i), whole = height / N * N;
     std::int64_t j = 0;
-    for (; j + 8 <= columns; j += 8)
-      for (std::int64_t r = 0; r < whole; r += 8)
+    for (; j + N <= columns; j += N)
+      for (std::int64_t r = 0; r < whole; r += N)
         transpose_block(in + (i + r) * in_row + j, in_row, out + j * out_row + i + r, out_row);
     for (std::int64_t column = 0; column < columns; ++column)
       for (std::int64_t r = column < j ? whole : 0; r < height; ++r)
@@ -447,6 +457,8 @@ const Functions* functions_of_target() {
     from_float_array,
     product,
     product_visible,
+    product_rows_transposed,
+    product_rows,
     transpose_array,
     dot_array,
     sum_array,
@@ -457,8 +469,8 @@ const Functions* functions_of_target() {
     tanh_array,
     log_array,
     exp2_nonpositive_array,
-    softmax_row_float,
-    softmax_row_bfloat16,
+    softmax_rows_float,
+    softmax_rows_bfloat16,
     softmax_row_backward_array,
     scale_array,
     divide_array,
@@ -516,6 +528,11 @@ void product_visible(const ProductArguments& arguments, const std::uint8_t* visi
   functions().product_visible(arguments, visible);
 }
 
+void product_rows_transposed(const RowsArguments& arguments) {
+  functions().product_rows_transposed(arguments);
+}
+void product_rows(const RowsArguments& arguments) { functions().product_rows(arguments); }
+
 void transpose(const float* in, std::int64_t in_row, std::int64_t rows, std::int64_t columns, float* out,
                std::int64_t out_row) {
   functions().transpose(in, in_row, rows, columns, out, out_row);
@@ -540,11 +557,13 @@ void softmax_row_backward(float* x, float* gradient, std::int64_t count, float f
 void exp2_nonpositive(const float* x, float* y, std::int64_t count) {
   functions().exp2_nonpositive(x, y, count);
 }
-RowSoftmax softmax_row(float* x, std::int64_t count, float before, float factor) {
-  return functions().softmax_row(x, count, before, factor);
+void softmax_rows(float* x, std::int64_t x_row, std::int64_t rows, std::int64_t count, const float* before,
+                  float factor, RowSoftmax* to) {
+  functions().softmax_rows(x, x_row, rows, count, before, factor, to);
 }
-RowSoftmax softmax_row(const float* x, std::int64_t count, float before, float factor, bfloat16* p) {
-  return functions().softmax_row_bfloat16(x, count, before, factor, p);
+void softmax_rows(const float* x, std::int64_t x_row, std::int64_t rows, std::int64_t count,
+                  const float* before, float factor, RowSoftmax* to, bfloat16* p, std::int64_t p_row) {
+  functions().softmax_rows_bfloat16(x, x_row, rows, count, before, factor, to, p, p_row);
 }
 void divide(float* x, float divisor, std::int64_t count) { functions().divide(x, divisor, count); }
 void scale(float* x, float factor, std::int64_t count) { functions().scale(x, factor, count); }

@@ -69,17 +69,19 @@ void softmax_gradient(const float* x, std::int64_t count, float temperature, flo
 void exp(const float* x, float* y, std::int64_t count);
 void tanh(const float* x, float* y, std::int64_t count);
 void log(const float* x, float* y, std::int64_t count);
-// 2^x for x <= 0 (or little above it), as softmax_row computes it: 0 below -126.
+// 2^x for x <= 0 (or little above it), as softmax_rows computes it: 0 below -126.
 void exp2_nonpositive(const float* x, float* y, std::int64_t count);
-// One row's step of an online softmax: maximum = max(before, x), p = exp2_nonpositive((x - maximum) * factor)
-// with each step rounded (so that p is exactly 1 at the maximum), and the sum of p in the order of sum().
-// Where the maximum is -inf, p and the sum are 0. NaN in x gives a NaN sum.
+// A step of the online softmax of some rows: maximum = max(before, x), p = exp2_nonpositive((x - maximum) *
+// factor) with each step rounded (so that p is exactly 1 at the maximum), and the sum of p in the order of
+// sum(). Where the maximum is -inf, p and the sum are 0. NaN in x gives a NaN sum. p replaces x.
 struct RowSoftmax {
   float maximum, sum;
 };
-RowSoftmax softmax_row(float* x, std::int64_t count, float before, float factor);  // p replaces x
+void softmax_rows(float* x, std::int64_t x_row, std::int64_t rows, std::int64_t count, const float* before,
+                  float factor, RowSoftmax* to);
 // p rounded to bfloat16 after it was added to the sum; zeros follow up to a multiple of 32.
-RowSoftmax softmax_row(const float* x, std::int64_t count, float before, float factor, bfloat16* p);
+void softmax_rows(const float* x, std::int64_t x_row, std::int64_t rows, std::int64_t count,
+                  const float* before, float factor, RowSoftmax* to, bfloat16* p, std::int64_t p_row);
 // One row's step of the backward pass, in place: p = exp2_nonpositive(fma(x, factor, -offset)) replaces the
 // score x, and p * (gradient - delta) the gradient of p.
 void softmax_row_backward(float* x, float* gradient, std::int64_t count, float factor, float offset,

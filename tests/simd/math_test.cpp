@@ -133,8 +133,9 @@ TEST(Math, SoftmaxRowIsItsParts) {
         expected[i] = (x[i] - (maximum == -infinity ? 0.0f : maximum)) * 0.7f;
       simd::exp2_nonpositive(expected.data(), expected.data(), count);
       std::vector<bfloat16> rounded(static_cast<std::size_t>(simd::round_up(count, 32)), bfloat16{0x7fc0});
-      const simd::RowSoftmax narrow = simd::softmax_row(x.data(), count, before, 0.7f, rounded.data());
-      const simd::RowSoftmax row = simd::softmax_row(x.data(), count, before, 0.7f);
+      simd::RowSoftmax narrow, row;
+      simd::softmax_rows(x.data(), count, 1, count, &before, 0.7f, &narrow, rounded.data(), 0);
+      simd::softmax_rows(x.data(), count, 1, count, &before, 0.7f, &row);
       EXPECT_EQ(row.maximum, maximum);
       EXPECT_EQ(row.sum, simd::sum(expected.data(), count));
       EXPECT_EQ(narrow.maximum, maximum);
@@ -147,7 +148,42 @@ TEST(Math, SoftmaxRowIsItsParts) {
     }
   std::vector<float> broken(40, 1.0f);
   broken[17] = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_TRUE(std::isnan(simd::softmax_row(broken.data(), 40, 0.0f, 1.0f).sum));
+  const float before = 0;
+  simd::RowSoftmax row;
+  simd::softmax_rows(broken.data(), 40, 1, 40, &before, 1.0f, &row);
+  EXPECT_TRUE(std::isnan(row.sum));
+}
+
+// Rows side by side against the same rows alone.
+TEST(Math, SoftmaxOfARowDoesNotSeeItsNeighbours) {
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal(0, 3);
+  for (std::int64_t rows = 1; rows <= 11; ++rows)
+    for (const std::int64_t count : {1, 15, 16, 17, 47, 64}) {
+      const std::int64_t width = simd::round_up(count, 32) + 3;
+      std::vector<float> x(static_cast<std::size_t>(rows * width)), before(static_cast<std::size_t>(rows));
+      for (float& value : x) value = normal(random);
+      for (float& value : before) value = normal(random);
+      x[static_cast<std::size_t>(rows / 2 * width)] = std::numeric_limits<float>::quiet_NaN();
+      std::vector<float> alone = x;
+      std::vector<bfloat16> p(x.size(), bfloat16{0x7fc0}), p_alone = p;
+      std::vector<simd::RowSoftmax> together(before.size());
+      simd::softmax_rows(x.data(), width, rows, count, before.data(), 0.7f, together.data(), p.data(), width);
+      simd::softmax_rows(x.data(), width, rows, count, before.data(), 0.7f, together.data());
+      const auto bits = [](float value) { return std::bit_cast<std::uint32_t>(value); };
+      for (std::int64_t r = 0; r < rows; ++r) {
+        simd::RowSoftmax row;
+        float* of = alone.data() + r * width;
+        simd::softmax_rows(of, 0, 1, count, before.data() + r, 0.7f, &row, p_alone.data() + r * width, 0);
+        simd::softmax_rows(of, 0, 1, count, before.data() + r, 0.7f, &row);
+        EXPECT_EQ(bits(row.maximum), bits(together[static_cast<std::size_t>(r)].maximum));
+        EXPECT_EQ(bits(row.sum), bits(together[static_cast<std::size_t>(r)].sum));
+      }
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        ASSERT_EQ(bits(x[i]), bits(alone[i]));
+        ASSERT_EQ(p[i].bits, p_alone[i].bits);
+      }
+    }
 }
 
 TEST(Math, MaxKeepsNan) {

@@ -15,6 +15,7 @@ class DotEngine {
  public:
   using Element = bfloat16;
   static constexpr std::int64_t width = tile_keys;
+  static constexpr bool takes_few_rows = true;
   static constexpr std::int64_t strip_rows = 32;
 
   explicit DotEngine(const TiledPlan& plan);
@@ -37,8 +38,9 @@ class DotEngine {
   void ask_for(const bfloat16*, const bfloat16*, std::int64_t) {}
 
   void scores(ScoreTile& tile);
-  simd::RowSoftmax softmax(ScoreTile& tile, std::int64_t r, float before) {
-    return simd::softmax_row(tile.row(r), tile.count(), before, tile.log2_factor(), p_.data() + r * width);
+  void softmax(ScoreTile& tile, const float* before, simd::RowSoftmax* to) {
+    simd::softmax_rows(tile.data(), width, tile.rows(), tile.count(), before, tile.log2_factor(), to,
+                       p_.data(), width);
   }
   void accumulate(ScoreTile& tile, float* out, std::int64_t out_row);
 

@@ -17,6 +17,7 @@
 #include "implementations/cpu/amx_forward.h"
 #include "implementations/cpu/dot_engine.h"
 #include "implementations/cpu/fp32_engine.h"
+#include "implementations/cpu/fp32_few.h"
 #include "implementations/cpu/packed_tiles.h"
 #include "implementations/cpu/score_tile.h"
 #include "implementations/cpu/softmax_state.h"
@@ -31,14 +32,17 @@ class Forward {
       : plan_(plan),
         tensors_(tensors),
         tiles_(plan, tensors),
-        workers_(static_cast<std::size_t>(plan.threads())) {}
+        workers_(static_cast<std::size_t>(plan.threads())) {
+    for (const QueryBlock& block : plan.blocks())
+      if (Engine::takes_few_rows || plan.sequence_rows(block.sequence) > few_rows) blocks_.push_back(block);
+  }
 
   void run() {
-    const auto blocks = static_cast<std::int64_t>(plan_.blocks().size());
+    const auto blocks = std::ssize(blocks_);
     tiles_.pack(plan_.threads(), [&](int w) -> Engine& { return at(w).engine; });
     if (blocks < 2 * plan_.threads() && most_chunks() > 1) return run_chunks();
     parallel_for(blocks, plan_.threads(), [&](std::int64_t i, int w) {
-      const QueryBlock& block = plan_.blocks()[static_cast<std::size_t>(i)];
+      const QueryBlock& block = blocks_[static_cast<std::size_t>(i)];
       Worker& worker = at(w);
       worker.engine.load_queries(block, tensors_.q);
       worker.total.reset(plan_.rows(block));
@@ -76,7 +80,7 @@ class Forward {
 
   std::int64_t most_chunks() const {
     std::int64_t most = 0;
-    for (const QueryBlock& block : plan_.blocks()) most = std::max(most, plan_.chunks(block.sequence));
+    for (const QueryBlock& block : blocks_) most = std::max(most, plan_.chunks(block.sequence));
     return most;
   }
 
@@ -88,7 +92,7 @@ class Forward {
     };
     std::vector<Task> tasks;
     std::vector<std::size_t> first_task;
-    for (const QueryBlock& block : plan_.blocks()) {
+    for (const QueryBlock& block : blocks_) {
       first_task.push_back(tasks.size());
       for (std::int64_t chunk = 0; chunk < plan_.chunks(block.sequence); ++chunk)
         tasks.push_back({&block, chunk});
@@ -100,17 +104,15 @@ class Forward {
       worker.engine.load_queries(*task.block, tensors_.q);
       attend(*task.block, task.chunk, worker, states[static_cast<std::size_t>(t)]);
     });
-    parallel_for(static_cast<std::int64_t>(plan_.blocks().size()), plan_.threads(),
-                 [&](std::int64_t i, int w) {
-                   const QueryBlock& block = plan_.blocks()[static_cast<std::size_t>(i)];
-                   Worker& worker = at(w);
-                   worker.total.reset(plan_.rows(block));
-                   for (std::int64_t chunk = 0; chunk < plan_.chunks(block.sequence); ++chunk)
-                     worker.total.merge(
-                         states[first_task[static_cast<std::size_t>(i)] + static_cast<std::size_t>(chunk)],
-                         worker.tile.log2_factor());
-                   finish(block, worker);
-                 });
+    parallel_for(std::ssize(blocks_), plan_.threads(), [&](std::int64_t i, int w) {
+      const QueryBlock& block = blocks_[static_cast<std::size_t>(i)];
+      Worker& worker = at(w);
+      worker.total.reset(plan_.rows(block));
+      for (std::int64_t chunk = 0; chunk < plan_.chunks(block.sequence); ++chunk)
+        worker.total.merge(states[first_task[static_cast<std::size_t>(i)] + static_cast<std::size_t>(chunk)],
+                           worker.tile.log2_factor());
+      finish(block, worker);
+    });
   }
 
   // One chunk of keys from the empty state.
@@ -148,6 +150,7 @@ class Forward {
   const TiledPlan& plan_;
   const ForwardTensors& tensors_;
   PackedTiles<Engine> tiles_;
+  std::vector<QueryBlock> blocks_;
   std::vector<std::optional<Worker>> workers_;
 };
 
@@ -157,7 +160,8 @@ void forward(const TiledPlan& plan, const ForwardTensors& tensors) {
   if (plan.blocks().empty()) return;
   switch (plan.arithmetic()) {
     case Arithmetic::fp32_fma:
-      return Forward<Fp32Engine>(plan, tensors).run();
+      Forward<Fp32Engine>(plan, tensors).run();
+      return fp32_few(plan, tensors);
     case Arithmetic::vdpbf16:
       return Forward<DotEngine>(plan, tensors).run();
     case Arithmetic::tdpbf16:

@@ -17,6 +17,7 @@ class Fp32Engine {
  public:
   using Element = float;  // of packed keys and values
   static constexpr std::int64_t width = tile_keys;
+  static constexpr bool takes_few_rows = false;   // fp32_few.cpp does
   static constexpr std::int64_t strip_rows = 48;  // rows whose scores stay in the first-level cache
 
   explicit Fp32Engine(const TiledPlan& plan);
@@ -44,8 +45,8 @@ class Fp32Engine {
   }
 
   void scores(ScoreTile& tile);
-  simd::RowSoftmax softmax(ScoreTile& tile, std::int64_t r, float before) {
-    return simd::softmax_row(tile.row(r), tile.count(), before, tile.log2_factor());
+  void softmax(ScoreTile& tile, const float* before, simd::RowSoftmax* to) {
+    simd::softmax_rows(tile.data(), width, tile.rows(), tile.count(), before, tile.log2_factor(), to);
   }
   void accumulate(ScoreTile& tile, float* out, std::int64_t out_row);
 

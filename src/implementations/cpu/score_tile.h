@@ -37,6 +37,7 @@ class ScoreTile {
   std::int64_t first() const { return first_; }
   std::int64_t count() const { return count_; }
   std::int64_t width() const { return width_; }
+  Coverage coverage() const { return coverage_; }
   float* data() { return scores_.data(); }
   float* row(std::int64_t r) { return scores_.data() + r * width_; }
   // 1 or 0 for each pair, laid out as the tile is; null where every pair is visible.

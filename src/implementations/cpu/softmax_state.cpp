@@ -45,7 +45,7 @@ void SoftmaxState::rescale(std::int64_t first, std::span<const float> maxima, fl
     if (maxima[i] == maximum_[r]) continue;
     maximum_[r] = maxima[i];
     sum_[r] *= factors[i];
-    if (rescale_out) simd::scale(mutable_out(r), factors[i], value_dim_);
+    if (rescale_out) simd::scale(out(r), factors[i], value_dim_);
   }
 }
 
@@ -55,7 +55,7 @@ void SoftmaxState::merge(const SoftmaxState& later, float log2_factor) {
     if (empty(r)) {
       maximum_[r] = later.maximum_[r];
       sum_[r] = later.sum_[r];
-      std::copy_n(later.out(r), value_dim_, mutable_out(r));
+      std::copy_n(later.out(r), value_dim_, out(r));
       continue;
     }
     const float maximum = larger(maximum_[r], later.maximum_[r]);
@@ -64,8 +64,8 @@ void SoftmaxState::merge(const SoftmaxState& later, float log2_factor) {
     simd::exp2_nonpositive(factors, factors, 2);
     maximum_[r] = maximum;
     sum_[r] = std::fma(later.sum_[r], factors[1], sum_[r] * factors[0]);
-    simd::scale(mutable_out(r), factors[0], value_dim_);
-    simd::scale_add(later.out(r), factors[1], mutable_out(r), value_dim_);
+    simd::scale(out(r), factors[0], value_dim_);
+    simd::scale_add(later.out(r), factors[1], out(r), value_dim_);
   }
 }
 

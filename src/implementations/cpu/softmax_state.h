@@ -25,13 +25,20 @@ class SoftmaxState {
   // Takes in the rows and keys of one tile. The engine turns each row of scores into probabilities and
   // multiplies them with the values that it has loaded.
   template <class Engine>
-  void update(Engine& engine, ScoreTile& tile, Mutant mutant);
+  void update(Engine& engine, ScoreTile& tile, Mutant mutant) {
+    take_scores(engine, tile, mutant);
+    engine.accumulate(tile, out(tile.first_row()), value_row_);
+  }
+  // Its first part: maxima and sums; what out held is on the new scale, and values are still to be added.
+  template <class Engine>
+  void take_scores(Engine& engine, ScoreTile& tile, Mutant mutant);
   // This state, then the state of later keys. `log2_factor` as in ScoreTile.
   void merge(const SoftmaxState& later, float log2_factor);
   // What finish_row takes.
-  RowState row(std::int64_t r) { return {maximum_[r], sum_[r], mutable_out(r)}; }
+  RowState row(std::int64_t r) { return {maximum_[r], sum_[r], out(r)}; }
 
   const float* out(std::int64_t r) const { return out_.data() + r * value_row_; }
+  float* out(std::int64_t r) { return out_.data() + r * value_row_; }
   std::int64_t value_row() const { return value_row_; }
 
  private:
@@ -40,7 +47,6 @@ class SoftmaxState {
   bool empty(std::int64_t r) const {
     return maximum_[r] == nothing && sum_[r] == 0.0f;
   }  // NaN is not nothing
-  float* mutable_out(std::int64_t r) { return out_.data() + r * value_row_; }
   // Puts rows from `first` on under larger maxima.
   void rescale(std::int64_t first, std::span<const float> maxima, float log2_factor, bool rescale_out);
 
@@ -49,18 +55,18 @@ class SoftmaxState {
 };
 
 template <class Engine>
-void SoftmaxState::update(Engine& engine, ScoreTile& tile, Mutant mutant) {
+void SoftmaxState::take_scores(Engine& engine, ScoreTile& tile, Mutant mutant) {
   const std::int64_t first = tile.first_row(), rows = tile.rows();
+  std::array<simd::RowSoftmax, Engine::strip_rows> steps;
   std::array<float, Engine::strip_rows> raised;
+  engine.softmax(tile, maximum_.data() + first, steps.data());
   for (std::int64_t i = 0; i < rows; ++i) {
-    const simd::RowSoftmax row = engine.softmax(tile, i, maximum_[first + i]);
-    raised[i] = row.maximum;
-    tile_sums_[first + i] = row.sum;
+    raised[i] = steps[i].maximum;
+    tile_sums_[first + i] = steps[i].sum;
   }
   rescale(first, {raised.data(), static_cast<std::size_t>(rows)}, tile.log2_factor(),
           !(is_mutant(mutant, Mutant::skip_rescale) && tile.first() == tile.width()));
   for (std::int64_t r = first; r < first + rows; ++r) sum_[r] += tile_sums_[r];
-  engine.accumulate(tile, mutable_out(first), value_row_);
 }
 
 }  // namespace chorale::tiled

@@ -1,0 +1,195 @@
+// Products of a few rows with rows that lie anywhere (RowsArguments in product.h). Compiled once for each
+// instruction set.
+//
+// With a few rows no operand is worth packing: each value is loaded once, and what it is loaded into is
+// already the register that the products want. Columns of b^T are made of blocks of as many rows as a
+// register has lanes, transposed in registers.
+
+#if defined(CHORALE_SIMD_ROWS_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef CHORALE_SIMD_ROWS_INL_H
+#undef CHORALE_SIMD_ROWS_INL_H
+#else
+#define CHORALE_SIMD_ROWS_INL_H
+#endif
+
+#include <hwy/highway.h>
+
+#include "simd/product.h"
+#include "simd/transpose_16.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace chorale::simd {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using RowVector = hn::Vec<hn::CappedTag<float, 16>>;
+constexpr std::int64_t row_lanes = hn::MaxLanes(hn::CappedTag<float, 16>());
+
+// block[j][i] = block[i][j]: by pairs, fours, then halves of registers.
+HWY_INLINE void transpose_registers([[maybe_unused]] RowVector (&block)[row_lanes]) {
+#if HWY_TARGET <= HWY_AVX3
+  __m512i rows[16];
+  for (int i = 0; i < 16; ++i) rows[i] = _mm512_castps_si512(block[i].raw);
+  transpose_16x16(rows);
+  for (int i = 0; i < 16; ++i) block[i].raw = _mm512_castsi512_ps(rows[i]);
+#elif HWY_TARGET == HWY_AVX2
+  const hn::CappedTag<float, 8> d;
+  const hn::Repartition<std::uint64_t, decltype(d)> pair;
+  RowVector t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = hn::InterleaveLower(d, block[i], block[i + 1]);
+    t[i + 1] = hn::InterleaveUpper(d, block[i], block[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      const auto low = hn::BitCast(pair, t[i + j]), high = hn::BitCast(pair, t[i + j + 2]);
+      block[i + 2 * j] = hn::BitCast(d, hn::InterleaveLower(pair, low, high));
+      block[i + 2 * j + 1] = hn::BitCast(d, hn::InterleaveUpper(pair, low, high));
+    }
+  for (int j = 0; j < 4; ++j) {
+    t[j] = hn::ConcatLowerLower(d, block[j + 4], block[j]);
+    t[j + 4] = hn::ConcatUpperUpper(d, block[j + 4], block[j]);
+  }
+  for (int j = 0; j < 8; ++j) block[j] = t[j];
+#endif  // never called on others
+}
+
+// `count` values, zeros after them; nothing past them is touched.
+HWY_INLINE RowVector load_part(const float* from, std::int64_t count) {
+  const hn::CappedTag<float, 16> d;
+  return hn::MaskedLoad(hn::FirstN(d, static_cast<std::size_t>(count)), d, from);
+}
+
+// out[i][j] for Rows rows of a and Groups registers of rows of b.
+template <int Rows, int Groups>
+HWY_INLINE void transposed_block(const RowsArguments& p, std::int64_t first, std::int64_t j) {
+  const hn::CappedTag<float, 16> d;
+  constexpr std::int64_t N = row_lanes;
+  const float* a = p.a + first * p.a_row;
+  RowVector sums[Groups][Rows];
+  for (int g = 0; g < Groups; ++g)
+    for (int r = 0; r < Rows; ++r) sums[g][r] = hn::Zero(d);
+  std::int64_t c = 0;
+  for (; c + N <= p.columns; c += N) {
+    p.prefetch->step();
+    for (int g = 0; g < Groups; ++g) {
+      RowVector block[N];
+      for (int i = 0; i < N; ++i) block[i] = hn::LoadU(d, p.b[j + g * N + i] + c);
+      transpose_registers(block);
+      for (int k = 0; k < N; ++k)
+        for (int r = 0; r < Rows; ++r)
+          sums[g][r] = hn::MulAdd(hn::Set(d, a[r * p.a_row + c + k]), block[k], sums[g][r]);
+    }
+  }
+  if (c < p.columns) {
+    const std::int64_t left = p.columns - c;
+    for (int g = 0; g < Groups; ++g) {
+      RowVector block[N];
+      for (int i = 0; i < N; ++i) block[i] = load_part(p.b[j + g * N + i] + c, left);
+      transpose_registers(block);
+      alignas(64) float columns[N * N];
+      for (int k = 0; k < N; ++k) hn::Store(block[k], d, columns + k * N);
+      for (std::int64_t k = 0; k < left; ++k)
+        for (int r = 0; r < Rows; ++r)
+          sums[g][r] =
+              hn::MulAdd(hn::Set(d, a[r * p.a_row + c + k]), hn::Load(d, columns + k * N), sums[g][r]);
+    }
+  }
+  for (int g = 0; g < Groups; ++g)
+    for (int r = 0; r < Rows; ++r) hn::StoreU(sums[g][r], d, p.out + (first + r) * p.out_row + j + g * N);
+}
+
+// Two registers of rows side by side where accumulators leave room: chains then do not wait for themselves.
+template <int Rows>
+HWY_INLINE void transposed_rows(const RowsArguments& p, std::int64_t first) {
+  constexpr int groups = row_lanes == 16 && Rows <= 4 ? 2 : 1;
+  const std::int64_t end = round_up(p.b_rows);
+  std::int64_t j = 0;
+  for (; j + groups * row_lanes <= end; j += groups * row_lanes) transposed_block<Rows, groups>(p, first, j);
+  if constexpr (groups > 1)
+    for (; j < end; j += row_lanes) transposed_block<Rows, 1>(p, first, j);
+}
+
+// out[i][c] for Rows rows and Vectors registers of columns, over all rows of b. Of the last register only
+// `last` columns are there.
+template <int Rows, int Vectors>
+HWY_INLINE void sum_block(const RowsArguments& p, std::int64_t first, std::int64_t column, std::int64_t last) {
+  const hn::CappedTag<float, 16> d;
+  constexpr std::int64_t N = row_lanes;
+  const float* a = p.a + first * p.a_row;
+  float* out = p.out + first * p.out_row + column;
+  RowVector sums[Rows][Vectors];
+  for (int r = 0; r < Rows; ++r)
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = hn::LoadU(d, out + r * p.out_row + v * N);
+  for (std::int64_t j = 0; j < p.b_rows; ++j) {
+    if (j % 4 == 0) p.prefetch->step();
+    const float* b = p.b[j] + column;
+    RowVector columns[Vectors];
+    for (int v = 0; v < Vectors; ++v)
+      columns[v] = Vectors == 1 && last < N ? load_part(b, last) : hn::LoadU(d, b + v * N);
+    for (int r = 0; r < Rows; ++r) {
+      const RowVector x = hn::Set(d, a[r * p.a_row + j]);
+      for (int v = 0; v < Vectors; ++v) sums[r][v] = hn::MulAdd(x, columns[v], sums[r][v]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int v = 0; v < Vectors; ++v) hn::StoreU(sums[r][v], d, out + r * p.out_row + v * N);
+}
+
+template <int Rows, int Wide>
+HWY_INLINE void sum_columns(const RowsArguments& p, std::int64_t first, std::int64_t column) {
+  for (; column + Wide * row_lanes <= p.columns; column += Wide * row_lanes)
+    sum_block<Rows, Wide>(p, first, column, row_lanes);
+  if constexpr (Wide > 1) return sum_columns<Rows, Wide / 2>(p, first, column);
+  if (column < p.columns) sum_block<Rows, 1>(p, first, column, p.columns - column);
+}
+
+struct Transposed {
+  template <int Rows>
+  static HWY_INLINE void run(const RowsArguments& p, std::int64_t first) {
+    transposed_rows<Rows>(p, first);
+  }
+};
+struct Sum {
+  template <int Rows>
+  static HWY_INLINE void run(const RowsArguments& p, std::int64_t first) {
+    constexpr int accumulators = row_lanes == 16 ? 16 : 8;
+    constexpr int widest = Rows <= 2 ? accumulators / 2 : Rows <= 4 ? accumulators / 4 : 2;
+    sum_columns<Rows, widest>(p, first, 0);
+  }
+};
+
+// As many rows at a time as registers hold.
+template <class Product>
+HWY_INLINE void for_rows(const RowsArguments& p) {
+  constexpr int most = row_lanes == 16 ? 8 : 4;
+  std::int64_t first = 0;
+  for (; first + most <= p.rows; first += most) Product::template run<most>(p, first);
+  switch (p.rows - first) {
+    case 7:
+      return Product::template run<HWY_MIN(most, 7)>(p, first);
+    case 6:
+      return Product::template run<HWY_MIN(most, 6)>(p, first);
+    case 5:
+      return Product::template run<HWY_MIN(most, 5)>(p, first);
+    case 4:
+      return Product::template run<4>(p, first);
+    case 3:
+      return Product::template run<3>(p, first);
+    case 2:
+      return Product::template run<2>(p, first);
+    case 1:
+      return Product::template run<1>(p, first);
+    default:
+      return;
+  }
+}
+
+HWY_NOINLINE void product_rows_transposed(const RowsArguments& p) { for_rows<Transposed>(p); }
+HWY_NOINLINE void product_rows(const RowsArguments& p) { for_rows<Sum>(p); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace chorale::simd
+HWY_AFTER_NAMESPACE();
+
+#endif
