@@ -2,7 +2,6 @@
 #pragma once
 
 #include "chorale/tensor.h"
-#include "simd/prefetch.h"
 #include "simd/simd.h"
 
 namespace chorale::simd {
@@ -36,7 +35,6 @@ struct RowsArguments {
   std::int64_t b_rows, columns;
   float* out;
   std::int64_t out_row;
-  Prefetch* prefetch;  // has a step at each block
 };
 // out[i][j] = sum over c ascending of a[i][c] * b[j][c], from 0. b is read up to round_up(b_rows), and out
 // written.

@@ -60,60 +60,39 @@ HWY_INLINE RowVector load_part(const float* from, std::int64_t count) {
   return hn::MaskedLoad(hn::FirstN(d, static_cast<std::size_t>(count)), d, from);
 }
 
-// out[i][j] for Rows rows of a and Groups registers of rows of b.
-template <int Rows, int Groups>
+// out[i][j] for Rows rows of a and one register of rows of b.
+template <int Rows>
 HWY_INLINE void transposed_block(const RowsArguments& p, std::int64_t first, std::int64_t j) {
   const hn::CappedTag<float, 16> d;
   constexpr std::int64_t N = row_lanes;
   const float* a = p.a + first * p.a_row;
-  RowVector sums[Groups][Rows];
-  for (int g = 0; g < Groups; ++g)
-    for (int r = 0; r < Rows; ++r) sums[g][r] = hn::Zero(d);
+  RowVector sums[Rows], block[N];
+  for (RowVector& sum : sums) sum = hn::Zero(d);
   std::int64_t c = 0;
   for (; c + N <= p.columns; c += N) {
-    p.prefetch->step();
-    for (int g = 0; g < Groups; ++g) {
-      RowVector block[N];
-      for (int i = 0; i < N; ++i) block[i] = hn::LoadU(d, p.b[j + g * N + i] + c);
-      transpose_registers(block);
-      for (int k = 0; k < N; ++k)
-        for (int r = 0; r < Rows; ++r)
-          sums[g][r] = hn::MulAdd(hn::Set(d, a[r * p.a_row + c + k]), block[k], sums[g][r]);
-    }
+    for (int i = 0; i < N; ++i) block[i] = hn::LoadU(d, p.b[j + i] + c);
+    transpose_registers(block);
+    for (int k = 0; k < N; ++k)
+      for (int r = 0; r < Rows; ++r)
+        sums[r] = hn::MulAdd(hn::Set(d, a[r * p.a_row + c + k]), block[k], sums[r]);
   }
-  if (c < p.columns) {
-    const std::int64_t left = p.columns - c;
-    for (int g = 0; g < Groups; ++g) {
-      RowVector block[N];
-      for (int i = 0; i < N; ++i) block[i] = load_part(p.b[j + g * N + i] + c, left);
-      transpose_registers(block);
-      alignas(64) float columns[N * N];
-      for (int k = 0; k < N; ++k) hn::Store(block[k], d, columns + k * N);
-      for (std::int64_t k = 0; k < left; ++k)
-        for (int r = 0; r < Rows; ++r)
-          sums[g][r] =
-              hn::MulAdd(hn::Set(d, a[r * p.a_row + c + k]), hn::Load(d, columns + k * N), sums[g][r]);
-    }
+  if (const std::int64_t left = p.columns - c; left > 0) {
+    for (int i = 0; i < N; ++i) block[i] = load_part(p.b[j + i] + c, left);
+    transpose_registers(block);
+    alignas(64) float columns[N * N];
+    for (int k = 0; k < N; ++k) hn::Store(block[k], d, columns + k * N);
+    for (std::int64_t k = 0; k < left; ++k)
+      for (int r = 0; r < Rows; ++r)
+        sums[r] = hn::MulAdd(hn::Set(d, a[r * p.a_row + c + k]), hn::Load(d, columns + k * N), sums[r]);
   }
-  for (int g = 0; g < Groups; ++g)
-    for (int r = 0; r < Rows; ++r) hn::StoreU(sums[g][r], d, p.out + (first + r) * p.out_row + j + g * N);
-}
-
-// Two registers of rows side by side where accumulators leave room: chains then do not wait for themselves.
-template <int Rows>
-HWY_INLINE void transposed_rows(const RowsArguments& p, std::int64_t first) {
-  constexpr int groups = row_lanes == 16 && Rows <= 4 ? 2 : 1;
-  const std::int64_t end = round_up(p.b_rows);
-  std::int64_t j = 0;
-  for (; j + groups * row_lanes <= end; j += groups * row_lanes) transposed_block<Rows, groups>(p, first, j);
-  if constexpr (groups > 1)
-    for (; j < end; j += row_lanes) transposed_block<Rows, 1>(p, first, j);
+  for (int r = 0; r < Rows; ++r) hn::StoreU(sums[r], d, p.out + (first + r) * p.out_row + j);
 }
 
 // out[i][c] for Rows rows and Vectors registers of columns, over all rows of b. Of the last register only
 // `last` columns are there.
 template <int Rows, int Vectors>
-HWY_INLINE void sum_block(const RowsArguments& p, std::int64_t first, std::int64_t column, std::int64_t last) {
+HWY_INLINE void sum_block(const RowsArguments& p, std::int64_t first, std::int64_t column,
+                          std::int64_t last) {
   const hn::CappedTag<float, 16> d;
   constexpr std::int64_t N = row_lanes;
   const float* a = p.a + first * p.a_row;
@@ -122,7 +101,6 @@ HWY_INLINE void sum_block(const RowsArguments& p, std::int64_t first, std::int64
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) sums[r][v] = hn::LoadU(d, out + r * p.out_row + v * N);
   for (std::int64_t j = 0; j < p.b_rows; ++j) {
-    if (j % 4 == 0) p.prefetch->step();
     const float* b = p.b[j] + column;
     RowVector columns[Vectors];
     for (int v = 0; v < Vectors; ++v)
@@ -147,7 +125,7 @@ HWY_INLINE void sum_columns(const RowsArguments& p, std::int64_t first, std::int
 struct Transposed {
   template <int Rows>
   static HWY_INLINE void run(const RowsArguments& p, std::int64_t first) {
-    transposed_rows<Rows>(p, first);
+    for (std::int64_t j = 0; j < round_up(p.b_rows); j += row_lanes) transposed_block<Rows>(p, first, j);
   }
 };
 struct Sum {

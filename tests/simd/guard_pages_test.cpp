@@ -64,9 +64,11 @@ TEST_P(SimdGuardPages, Rows) {
     simd::divide(x.data(), 0.5f, count);
     simd::scale_add(x.data(), 2, y.data(), count);
     simd::softmax_row_backward(x.data(), y.data(), count, 0.3f, 1, 0.2f);
-    simd::softmax_row(x.data(), count, -1, 0.5f);
+    const float before = -1;
+    simd::RowSoftmax row;
+    simd::softmax_rows(x.data(), count, 1, count, &before, 0.5f, &row);
     const Guarded<bfloat16> p(static_cast<std::size_t>(simd::round_up(count, 32)), side());
-    simd::softmax_row(y.data(), count, -1, 0.5f, p.data());
+    simd::softmax_rows(y.data(), count, 1, count, &before, 0.5f, &row, p.data(), 0);
   }
 }
 

@@ -88,7 +88,6 @@ struct Rows {
 };
 
 TEST(RowsProduct, TransposedIsOneChainPerElement) {
-  simd::Prefetch prefetch;
   for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16})
     for (const std::int64_t b_rows : {1, 8, 15, 16, 17, 33, 64})
       for (const std::int64_t columns : {1, 7, 8, 15, 16, 24, 40, 128}) {
@@ -97,7 +96,7 @@ TEST(RowsProduct, TransposedIsOneChainPerElement) {
         const auto a = random_values(static_cast<std::size_t>(rows * columns), 11);
         std::vector<float> out(static_cast<std::size_t>(rows * width), 7.0f);
         simd::product_rows_transposed(
-            {rows, a.data(), columns, b.pointers.data(), b_rows, columns, out.data(), width, &prefetch});
+            {rows, a.data(), columns, b.pointers.data(), b_rows, columns, out.data(), width});
         for (std::int64_t i = 0; i < rows; ++i) {
           for (std::int64_t j = 0; j < b_rows; ++j)
             ASSERT_EQ(out[i * width + j], chain(a.data() + i * columns, 1,
@@ -109,7 +108,6 @@ TEST(RowsProduct, TransposedIsOneChainPerElement) {
 }
 
 TEST(RowsProduct, GoesOnFromOut) {
-  simd::Prefetch prefetch;
   for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16})
     for (const std::int64_t b_rows : {1, 3, 64})
       for (const std::int64_t columns : {1, 7, 8, 15, 16, 24, 80, 128, 136}) {
@@ -118,8 +116,7 @@ TEST(RowsProduct, GoesOnFromOut) {
         const auto a = random_values(static_cast<std::size_t>(rows * b_rows), 12);
         auto out = random_values(static_cast<std::size_t>(rows * width), 13);
         const auto before = out;
-        simd::product_rows(
-            {rows, a.data(), b_rows, b.pointers.data(), b_rows, columns, out.data(), width, &prefetch});
+        simd::product_rows({rows, a.data(), b_rows, b.pointers.data(), b_rows, columns, out.data(), width});
         for (std::int64_t i = 0; i < rows; ++i) {
           for (std::int64_t c = 0; c < columns; ++c) {
             float expected = before[i * width + c];

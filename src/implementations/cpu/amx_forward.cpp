@@ -25,7 +25,6 @@
 #include "implementations/cpu/amx_hidden.h"
 #include "implementations/cpu/amx_kernels.h"
 #include "implementations/cpu/amx_programs.h"
-#include "implementations/cpu/few_tasks.h"
 #include "implementations/cpu/finish.h"
 #include "implementations/cpu/key_rows.h"
 #include "implementations/cpu/query_rows.h"
@@ -39,9 +38,6 @@ namespace {
 
 constexpr std::int64_t strip_rows = amx::strip_rows, slab_keys = amx::slab_keys;
 constexpr std::int64_t chunk_slabs = chunk_keys / slab_keys;
-// Scores are computed so many slabs before they are used: with one, the exponentials would wait for the last
-// product's way through the tile unit and the memory.
-constexpr std::size_t scores_ahead = 2;
 
 struct State {
   explicit State(std::int64_t out_elements) : out(static_cast<std::size_t>(out_elements)) {
@@ -100,16 +96,15 @@ class AmxForward {
     amx::Programs programs;
     VisibilityComputer visibility;
     Visibility::Strip visible;  // few rows: of the chunk at hand
-    AlignedVector<float> scores[scores_ahead + 1];
+    AlignedVector<float> scores[2];
     AlignedVector<bfloat16> p, queries, keys, values;
     amx::Prefetch prefetch;
     std::array<std::int8_t, chunk_slabs> packed;  // 0: not yet, 1: finite values, 2: not
     State chunk;
     std::vector<State> totals;
-    std::vector<Step> steps;   // of a chunk
-    std::vector<bool> loaded;  // strips whose queries are packed
-    std::int64_t asked;        // slabs before this one were asked for or packed
-    std::int64_t packed_end;   // past the slab that was packed last
+    std::vector<Step> steps;  // of a chunk
+    std::int64_t asked;       // slabs before this one were asked for or packed
+    std::int64_t packed_end;  // past the slab that was packed last
     AlignedVector<float> rows;
     AlignedVector<bfloat16> gathered;
   };
@@ -160,11 +155,13 @@ class AmxForward {
     worker.values.resize(static_cast<std::size_t>(chunk_slabs * amx::block_elements(value_dim_)));
     worker.prefetch.clear();
     worker.asked = worker.packed_end = 0;
-    worker.loaded.assign(static_cast<std::size_t>(group.strips), false);
     for (auto strip = static_cast<std::int64_t>(worker.totals.size()); strip < group.strips; ++strip)
       worker.totals.emplace_back(strip_rows * amx::padded(value_dim_));
     for (std::int64_t i = 0; i < group.strips; ++i) {
       worker.totals[static_cast<std::size_t>(i)].empty = true;
+      if (i + 1 < group.strips) ask_for_queries(group, i + 1);
+      load_queries(group.sequence, group.kv_head, group.first + i,
+                   worker.queries.data() + i * amx::block_elements(dim_), worker);
       if (visible(group, i).end == 0) finish_strip(group, i, worker);
     }
     std::int64_t first = plan_.keys(group.sequence), end = 0;  // slabs that some strip sees
@@ -180,26 +177,17 @@ class AmxForward {
     return plan_.visibility().strip(group.sequence, group.kv_head, group.first + index);
   }
 
-  // At each of `steps` steps of a strip asks the memory for a share of what comes after them: the rows that
-  // its results go to, if this is where it `finishes`, and the queries of the next strip.
-  void ask_for_rows(const Group& group, std::int64_t strip, std::int64_t step, std::int64_t steps,
-                    bool finishes, const Worker& worker) const {
-    const std::int64_t from = step * strip_rows / steps, to = (step + 1) * strip_rows / steps;
-    const auto for_rows = [&](const TensorView& tensor, std::int64_t of, auto ask) {
-      const std::int64_t first = (group.first + of) * strip_rows + from;
-      const std::int64_t count = std::min(to - from, plan_.sequence_rows(group.sequence) - first);
-      plan_.for_each_row(group.sequence, group.kv_head, first, count,
-                         [&](std::int64_t, std::int64_t query, std::int64_t head) {
-                           ask(static_cast<const bfloat16*>(tensor.data) + query * tensor.stride[0] +
-                               head * tensor.stride[1]);
-                         });
-    };
-    if (finishes)
-      for_rows(tensors_.out, strip, [&](const bfloat16* row) { amx::ask_to_write(row, value_dim_); });
-    if (strip + 1 < group.strips && !worker.loaded[static_cast<std::size_t>(strip + 1)])
-      for_rows(tensors_.q, strip + 1, [&](const bfloat16* row) {
-        for (std::int64_t c = 0; c < dim_; c += 32) __builtin_prefetch(row + c, 0, 2);
-      });
+  // Asks the memory for a strip's query rows.
+  void ask_for_queries(const Group& group, std::int64_t index) const {
+    const TensorView& q = tensors_.q;
+    const std::int64_t first = (group.first + index) * strip_rows,
+                       count = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first);
+    for (std::int64_t r = 0; r < count; ++r) {
+      const bfloat16* row = static_cast<const bfloat16*>(q.data) +
+                            plan_.query_of_row(group.sequence, first + r) * q.stride[0] +
+                            plan_.head_of_row(group.kv_head, first + r) * q.stride[1];
+      for (std::int64_t c = 0; c < dim_; c += 32) __builtin_prefetch(row + c, 0, 2);
+    }
   }
 
   void finish_strip(const Group& group, std::int64_t index, Worker& worker) {
@@ -212,51 +200,38 @@ class AmxForward {
     scales.fill(1);
     divisors.fill(1);
     const TensorView& out = tensors_.out;
-    plan_.for_each_row(group.sequence, group.kv_head, first, count,
-                       [&](std::int64_t r, std::int64_t query, std::int64_t head) {
-                         const auto i = static_cast<std::size_t>(r);
-                         const Normaliser row =
-                             normaliser(plan_, tensors_, head, total.lanes.reference[r], total.lanes.sum[r]);
-                         scales[i] = row.scale, divisors[i] = row.divisor, maxima[i] = row.maximum;
-                         rows[i] =
-                             static_cast<bfloat16*>(out.data) + query * out.stride[0] + head * out.stride[1];
-                       });
+    for (std::int64_t r = 0; r < count; ++r) {
+      const auto i = static_cast<std::size_t>(r);
+      const std::int64_t head = plan_.head_of_row(group.kv_head, first + r);
+      const Normaliser row = normaliser(plan_, tensors_, head, total.lanes.reference[r], total.lanes.sum[r]);
+      scales[i] = row.scale, divisors[i] = row.divisor, maxima[i] = row.maximum;
+      rows[i] = static_cast<bfloat16*>(out.data) +
+                plan_.query_of_row(group.sequence, first + r) * out.stride[0] + head * out.stride[1];
+    }
     if (problem_.sinks) amx::rescale(scales.data(), value_dim_, total.out.data());
     amx::store_quotients(total.out.data(), divisors.data(), count, value_dim_, rows.data());
     simd::log(divisors.data(), logarithms.data(), count);
-    plan_.for_each_row(group.sequence, group.kv_head, first, count,
-                       [&](std::int64_t r, std::int64_t query, std::int64_t head) {
-                         const auto i = static_cast<std::size_t>(r);
-                         store_lse(tensors_, query, head, maxima[i] + logarithms[i]);
-                       });
+    for (std::int64_t r = 0; r < count; ++r) {
+      const auto i = static_cast<std::size_t>(r);
+      store_lse(tensors_, plan_.query_of_row(group.sequence, first + r),
+                plan_.head_of_row(group.kv_head, first + r), maxima[i] + logarithms[i]);
+    }
   }
 
-  void load_queries(int sequence, int kv_head, std::int64_t strip, bfloat16* out, Worker& worker) const {
+  void load_queries(int sequence, int kv_head, std::int64_t strip, bfloat16* out, Worker& worker) {
     std::array<const bfloat16*, strip_rows> rows;
     const std::int64_t count = locate_rows(plan_, tensors_.q, sequence, kv_head, strip * strip_rows,
                                            strip_rows, rows.data(), worker.gathered.data());
     amx::pack_queries(rows.data(), count, dim_, out);
   }
 
-  // A strip's queries, packed at first use.
-  const bfloat16* queries_of(const Group& group, std::int64_t strip, Worker& worker) const {
-    bfloat16* queries = worker.queries.data() + strip * amx::block_elements(dim_);
-    if (!worker.loaded[static_cast<std::size_t>(strip)])
-      load_queries(group.sequence, group.kv_head, group.first + strip, queries, worker);
-    worker.loaded[static_cast<std::size_t>(strip)] = true;
-    return queries;
-  }
-
   static bool is_packed(std::int64_t slab, const Worker& worker) {
     return worker.packed[static_cast<std::size_t>(slab % chunk_slabs)] != 0;
   }
 
-  // The slab of a step of the chunk, packed at first use.
-  void pack(const Group& group, std::size_t step, Worker& worker) {
-    const std::int64_t slab = worker.steps[step].slab;
+  // A slab of the chunk, packed at first use. `another`: so will be the one after it, soon.
+  void pack(const Group& group, std::int64_t slab, bool another, Worker& worker) {
     if (is_packed(slab, worker)) return;
-    // So will be the one after it, soon.
-    const bool another = step + 1 < worker.steps.size() && !is_packed(worker.steps[step + 1].slab, worker);
     auto& packed = worker.packed[static_cast<std::size_t>(slab % chunk_slabs)];
     const KeyRows keys(plan_, tensors_.k, tensors_.k_scale, group.sequence, group.kv_head, false);
     const KeyRows values(plan_, tensors_.v, tensors_.v_scale, group.sequence, group.kv_head, true);
@@ -279,17 +254,24 @@ class AmxForward {
     const std::int64_t last = std::min(end, worker.packed_end + most_ahead);
     if (worker.prefetch.is_done() && worker.asked < last) {
       worker.prefetch.clear();
-      const std::int64_t first = worker.asked * slab_keys,
-                         count = std::min(slab_keys, plan_.keys(group.sequence) - first);
-      KeyRows(plan_, tensors_.k, tensors_.k_scale, group.sequence, group.kv_head, false)
-          .add_to(worker.prefetch, first, count, 1);
-      KeyRows(plan_, tensors_.v, tensors_.v_scale, group.sequence, group.kv_head, true)
-          .add_to(worker.prefetch, first, count, 1);
+      add_rows(KeyRows(plan_, tensors_.k, tensors_.k_scale, group.sequence, group.kv_head, false),
+               worker.asked, worker.prefetch);
+      add_rows(KeyRows(plan_, tensors_.v, tensors_.v_scale, group.sequence, group.kv_head, true),
+               worker.asked, worker.prefetch);
       ++worker.asked;
     }
     worker.prefetch.ask(lines);
   }
+  void add_rows(const KeyRows& of, std::int64_t slab, amx::Prefetch& prefetch) const {
+    std::array<const std::byte*, slab_keys> rows;
+    const std::int64_t count = std::min(slab_keys, of.keys() - slab * slab_keys);
+    of.addresses(slab * slab_keys, count, rows.data());
+    for (std::int64_t i = 0; i < count; ++i) prefetch.add(rows[static_cast<std::size_t>(i)], of.row_bytes());
+  }
 
+  const bfloat16* queries_of(std::int64_t strip, const Worker& worker) const {
+    return worker.queries.data() + strip * amx::block_elements(dim_);
+  }
   bfloat16* keys_of(std::int64_t slab, Worker& worker) const {
     return worker.keys.data() + slab % chunk_slabs * amx::block_elements(dim_);
   }
@@ -309,50 +291,40 @@ class AmxForward {
         if (strip.slabs[static_cast<std::size_t>(slab)] != Visibility::empty)
           worker.steps.push_back({i, slab});
     }
-    for (std::size_t n = 0; n < std::min(scores_ahead, worker.steps.size()); ++n) {
-      pack(group, n, worker);
-      amx::scores(keys_of(worker.steps[n].slab, worker), queries_of(group, worker.steps[n].strip, worker),
-                  dim_, scores_of(n, worker));
-    }
     Waiting waiting;
-    std::size_t strip_begin = 0, strip_end = 0;  // of steps
     for (std::size_t n = 0; n < worker.steps.size(); ++n) {
       const Step& step = worker.steps[n];
+      const Step* next = n + 1 < worker.steps.size() ? &worker.steps[n + 1] : nullptr;
       State& total = worker.totals[static_cast<std::size_t>(step.strip)];
       State& state = total.empty ? total : worker.chunk;  // the first chunk is its own total
+      if (n == 0) {
+        pack(group, step.slab, true, worker);
+        amx::scores(keys_of(step.slab, worker), queries_of(step.strip, worker), dim_,
+                    worker.scores[0].data());
+      }
       if (n == 0 || worker.steps[n - 1].strip != step.strip) {
         amx::clear(state.lanes);
         waiting = {};
-        strip_begin = n;
-        for (strip_end = n + 1; strip_end < worker.steps.size(); ++strip_end)
-          if (worker.steps[strip_end].strip != step.strip) break;
       }
-      const bool finishes = visible(group, step.strip).end <= last;
-      ask_for_rows(group, step.strip, static_cast<std::int64_t>(n - strip_begin),
-                   static_cast<std::int64_t>(strip_end - strip_begin), finishes, worker);
-      const Step* later = n + scores_ahead < worker.steps.size() ? &worker.steps[n + scores_ahead] : nullptr;
-      if (later != nullptr) pack(group, n + scores_ahead, worker);
+      if (next != nullptr)
+        pack(group, next->slab, n + 2 < worker.steps.size() && !is_packed(worker.steps[n + 2].slab, worker),
+             worker);
       ask_ahead(group, end, worker);
-      attend_slab(group, step, later, scores_of(n, worker), scores_of(n + scores_ahead, worker), state,
+      attend_slab(group, step, next, worker.scores[n % 2].data(), worker.scores[(n + 1) % 2].data(), state,
                   waiting, worker);
-      if (n + 1 < strip_end) continue;
+      if (next != nullptr && next->strip == step.strip) continue;
       add_values(state, waiting, worker);
       if (!total.empty)
         amx::merge(state.lanes, state.out.data(), plan_.log2_factor(), value_dim_, total.lanes,
                    total.out.data());
       total.empty = false;
-      if (finishes) finish_strip(group, step.strip, worker);
+      if (visible(group, step.strip).end <= last) finish_strip(group, step.strip, worker);
     }
   }
 
-  // The scores of a step, which wait for it.
-  static float* scores_of(std::size_t step, Worker& worker) {
-    return worker.scores[step % (scores_ahead + 1)].data();
-  }
-
-  // One strip and slab whose scores are there; meanwhile the scores of a later step, if there is one.
-  void attend_slab(const Group& group, const Step& step, const Step* later, float* scores,
-                   float* later_scores, State& state, Waiting& waiting, Worker& worker) {
+  // One strip and slab whose scores are there; meanwhile the scores of the next, if there is one.
+  void attend_slab(const Group& group, const Step& step, const Step* next, float* scores, float* next_scores,
+                   State& state, Waiting& waiting, Worker& worker) {
     const Visibility::Strip& strip = visible(group, step.strip);
     const std::int32_t seen = strip.slabs[static_cast<std::size_t>(step.slab)];
     const std::uint32_t* words = seen == Visibility::full ? nullptr : strip.words.data() + seen;
@@ -363,8 +335,8 @@ class AmxForward {
     raise(scores, state, waiting, worker);
     bfloat16* p = worker.p.data() + waiting.count * slab_keys * strip_rows;
     amx::softmax(scores, plan_.log2_factor(), state.lanes, p,
-                 later != nullptr ? keys_of(later->slab, worker) : nullptr,
-                 later != nullptr ? queries_of(group, later->strip, worker) : nullptr, dim_, later_scores);
+                 next != nullptr ? keys_of(next->slab, worker) : nullptr,
+                 next != nullptr ? queries_of(next->strip, worker) : nullptr, dim_, next_scores);
     if (words != nullptr && worker.packed[static_cast<std::size_t>(step.slab % chunk_slabs)] == 2)
       add_visible_values(words, values_of(step.slab, worker), p, state, waiting, worker);
     else
@@ -398,15 +370,31 @@ class AmxForward {
 
   // ---- few rows
 
+  struct Few {
+    int sequence, first_head, heads;
+    std::int64_t first_chunk, chunks;
+    std::size_t state = 0;  // of its first chunk and head, where chunks are merged later
+  };
+
   void run_few() {
-    const FewTasks work = few_tasks(plan_);
-    if (!work.whole) return run_chunks(work);
-    parallel_for(static_cast<std::int64_t>(work.tasks.size()), plan_.threads(),
-                 [&](std::int64_t i, int worker) {
-                   const FewTask& task = work.tasks[static_cast<std::size_t>(i)];
-                   const simd::DotScope scope = few_scope(task.sequence);
-                   run_sequence(task, at(worker));
-                 });
+    std::vector<int> sequences;
+    for (int sequence = 0; sequence < plan_.batch().sequences(); ++sequence)
+      if (plan_.sequence_rows(sequence) <= few_rows && plan_.sequence_rows(sequence) > 0)
+        sequences.push_back(sequence);
+    if (sequences.empty()) return;
+    std::stable_sort(sequences.begin(), sequences.end(),
+                     [&](int x, int y) { return plan_.keys(x) > plan_.keys(y); });
+    const auto enough = static_cast<std::size_t>(4 * plan_.threads());
+    if (plan_.threads() == 1 || sequences.size() >= enough) {
+      parallel_for(static_cast<std::int64_t>(sequences.size()), plan_.threads(),
+                   [&](std::int64_t i, int worker) {
+                     const int sequence = sequences[static_cast<std::size_t>(i)];
+                     const simd::DotScope scope = few_scope(sequence);
+                     run_sequence({sequence, 0, problem_.kv_heads, 0, plan_.chunks(sequence)}, at(worker));
+                   });
+      return;
+    }
+    run_chunks(sequences, enough);
   }
 
   simd::DotScope few_scope(int sequence) const {
@@ -414,7 +402,7 @@ class AmxForward {
   }
 
   // Chunks one after the other, merged at once.
-  void run_sequence(const FewTask& few, Worker& worker) {
+  void run_sequence(const Few& few, Worker& worker) {
     reserve_states(2 * few.heads, worker);
     State* chunk = worker.totals.data() + few.heads;
     for (int h = 0; h < few.heads; ++h) worker.totals[static_cast<std::size_t>(h)].reset();
@@ -427,22 +415,40 @@ class AmxForward {
   }
 
   // Every chunk is a task, or one for some of its heads; then the chunks are merged in order: the same bits.
-  void run_chunks(const FewTasks& work) {
-    std::vector<State> all(work.states, State(amx::group_rows * amx::padded(value_dim_)));
-    parallel_for(static_cast<std::int64_t>(work.tasks.size()), plan_.threads(),
+  void run_chunks(const std::vector<int>& sequences, std::size_t enough) {
+    std::vector<Few> tasks;
+    std::vector<std::size_t> first_state;
+    std::size_t states = 0;
+    for (int split = 1;; split *= 2) {  // of the heads
+      tasks.clear();
+      first_state.clear();
+      states = 0;
+      for (const int sequence : sequences) {
+        first_state.push_back(states);
+        for (std::int64_t c = 0; c < plan_.chunks(sequence); ++c) {
+          const int heads = (problem_.kv_heads + split - 1) / split;
+          for (int h = 0; h < problem_.kv_heads; h += heads) {
+            tasks.push_back({sequence, h, std::min(heads, problem_.kv_heads - h), c, 1, states});
+            states += static_cast<std::size_t>(tasks.back().heads);
+          }
+        }
+      }
+      if (tasks.size() >= enough || split >= problem_.kv_heads) break;
+    }
+    std::vector<State> all(states, State(amx::group_rows * amx::padded(value_dim_)));
+    parallel_for(static_cast<std::int64_t>(tasks.size()), plan_.threads(), [&](std::int64_t i, int worker) {
+      const Few& task = tasks[static_cast<std::size_t>(i)];
+      const simd::DotScope scope = few_scope(task.sequence);
+      attend_few(task, task.first_chunk, all.data() + task.state, at(worker));
+    });
+    parallel_for(static_cast<std::int64_t>(sequences.size()), plan_.threads(),
                  [&](std::int64_t i, int worker) {
-                   const FewTask& task = work.tasks[static_cast<std::size_t>(i)];
-                   const simd::DotScope scope = few_scope(task.sequence);
-                   attend_few(task, task.first_chunk, all.data() + task.state, at(worker));
-                 });
-    parallel_for(static_cast<std::int64_t>(work.sequences.size()), plan_.threads(),
-                 [&](std::int64_t i, int worker) {
-                   const int sequence = work.sequences[static_cast<std::size_t>(i)];
+                   const int sequence = sequences[static_cast<std::size_t>(i)];
                    State total(amx::group_rows * amx::padded(value_dim_));
                    for (int h = 0; h < problem_.kv_heads; ++h) {
                      total.reset();
                      for (std::int64_t c = 0; c < plan_.chunks(sequence); ++c)
-                       merge(all[work.first_state[static_cast<std::size_t>(i)] +
+                       merge(all[first_state[static_cast<std::size_t>(i)] +
                                  static_cast<std::size_t>(c * problem_.kv_heads + h)],
                              total);
                      finish_few(sequence, h, total, at(worker));
@@ -462,7 +468,7 @@ class AmxForward {
 
   // One chunk under some KV heads, from the empty state: all heads of two slabs before the next slabs, since
   // their rows are neighbours in a page.
-  void attend_few(const FewTask& few, std::int64_t chunk, State* states, Worker& worker) {
+  void attend_few(const Few& few, std::int64_t chunk, State* states, Worker& worker) {
     const int sequence = few.sequence;
     worker.queries.resize(static_cast<std::size_t>(few.heads * amx::block_elements(dim_)));
     worker.keys.resize(static_cast<std::size_t>(2 * amx::block_elements(dim_)));
@@ -486,10 +492,7 @@ class AmxForward {
     amx::Prefetch& prefetch = worker.prefetch;
     const auto add_ahead = [&](std::int64_t slab) {
       prefetch.clear();
-      const std::int64_t first_key = slab * slab_keys;
-      if (is_hidden(slab)) return;
-      for (const KeyRows* of : {&heads[0].keys, &heads[0].values})
-        of->add_to(prefetch, first_key, std::min(2 * slab_keys, end - first_key), few.heads);
+      if (!is_hidden(slab)) add_rows(few, heads[0], slab * slab_keys, end, prefetch);
     };
     if (chunk == few.first_chunk) add_ahead(first), prefetch.ask_rest();
     for (std::int64_t slab = first; slab < last; slab += 2) {
@@ -516,6 +519,22 @@ class AmxForward {
   static bool all_empty(const std::int32_t* slabs, std::int64_t left) {
     return std::all_of(slabs, slabs + std::min<std::int64_t>(2, left),
                        [](std::int32_t slab) { return slab == Visibility::empty; });
+  }
+
+  // Two slabs of keys before `end`, of all heads, in the order in which a page holds them: the processor then
+  // sees a stream and runs ahead of it.
+  void add_rows(const Few& few, const Head& head, std::int64_t first, std::int64_t end,
+                amx::Prefetch& prefetch) const {
+    const std::int64_t count = std::min(2 * slab_keys, end - first);
+    std::array<const std::byte*, 2 * slab_keys> rows;
+    for (const KeyRows* of : {&head.keys, &head.values}) {
+      of->addresses(first, count, rows.data());
+      const bool together = of->head_bytes() == of->row_bytes();
+      for (std::int64_t i = 0; i < count; ++i)
+        for (int h = 0; h < few.heads; h += together ? few.heads : 1)
+          prefetch.add(rows[static_cast<std::size_t>(i)] + h * of->head_bytes(),
+                       of->row_bytes() * (together ? few.heads : 1));
+    }
   }
 
   // One or two slabs: where the rows of a task's first head lie, and how far apart those of a tile are (0:
@@ -548,16 +567,15 @@ class AmxForward {
   }
 
   // One or two slabs under one KV head.
-  void attend_two(const FewTask& few, int h, const Two& two, const std::int32_t* seen, const Head& head,
+  void attend_two(const Few& few, int h, const Two& two, const std::int32_t* seen, const Head& head,
                   State& state, Worker& worker) {
     std::array<const bfloat16*, 2 * slab_keys> rows;
     amx::Prefetch& prefetch = worker.prefetch;
     std::array<amx::KeyTile, 4> tiles;
     find_rows(head.keys, two, two.keys.data(), h, rows.data(), worker.gathered.data());
     locate_tiles(rows.data(), two, head.keys.is_direct(), tiles, worker);
-    amx::scores_of_few(tiles.data(), (two.count + 15) / 16,
-                       worker.queries.data() + h * amx::block_elements(dim_), dim_, worker.scores[0].data(),
-                       prefetch);
+    amx::scores_of_few(tiles.data(), (two.count + 15) / 16, queries_of(h, worker), dim_,
+                       worker.scores[0].data(), prefetch);
     find_rows(head.values, two, two.values.data(), h, rows.data(), worker.gathered.data());
     std::array<bool, 2> finite{};
     for (std::int64_t s = 0; s < two.slabs; ++s)

@@ -67,57 +67,6 @@ struct SlabSoftmax {
   }
 };
 
-// Quotients of 32 dimensions and 16 rows by the rows' divisors, rounded once to float32 and once to bfloat16,
-// with one zero: word[i] has dimensions 2 i and 2 i + 1.
-struct Quotients {
-  __m512 divisor, reciprocal;
-  bool ordinary;  // divisors
-
-  CHORALE_AMX_INLINE explicit Quotients(const float* divisors)
-      : divisor(_mm512_loadu_ps(divisors)), reciprocal(_mm512_div_ps(_mm512_set1_ps(1), divisor)) {
-    const __mmask16 above = _mm512_cmp_ps_mask(divisor, _mm512_set1_ps(0x1p-20f), _CMP_GE_OQ),
-                    below = _mm512_cmp_ps_mask(divisor, _mm512_set1_ps(0x1p60f), _CMP_LE_OQ);
-    ordinary = (above & below) == 0xffff;
-  }
-
-  // By the reciprocal, five steps in place of a division of 16 cycles: the second correction makes the
-  // quotient the nearest one (Markstein), since no remainder is rounded where numbers are neither small nor
-  // large. Where some are it returns false, and words are nothing.
-  CHORALE_AMX_INLINE bool round_quickly(const float* out, __m512i (&words)[16]) const {
-    const __m512i lowest = _mm512_set1_epi32(0x21800000);              // 2^-60
-    const __m512i range = _mm512_set1_epi32(0x6c800000 - 0x21800000);  // to 2^90
-    __mmask16 odd = 0;
-    for (int i = 0; i < 16; ++i) {
-      __m512 q[2];
-      for (int j = 0; j < 2; ++j) {
-        const __m512 x = _mm512_load_ps(dimension(out, 2 * i + j));
-        const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
-        odd |= _mm512_cmpgt_epu32_mask(_mm512_sub_epi32(magnitude, lowest), range);
-        q[j] = _mm512_mul_ps(x, reciprocal);
-        for (int step = 0; step < 2; ++step)
-          q[j] = _mm512_fmadd_ps(_mm512_fnmadd_ps(q[j], divisor, x), reciprocal, q[j]);
-      }
-      words[i] = pairs(q[0], q[1]);
-    }
-    return ordinary && odd == 0;
-  }
-  CHORALE_AMX_INLINE void round(const float* out, __m512i (&words)[16]) const {
-    for (int i = 0; i < 16; ++i) {
-      __m512i q[2];
-      for (int j = 0; j < 2; ++j)
-        q[j] = _mm512_castps_si512(_mm512_add_ps(
-            _mm512_div_ps(_mm512_load_ps(dimension(out, 2 * i + j)), divisor), _mm512_setzero_ps()));
-      words[i] = pairs_exactly(q[0], q[1]);
-    }
-  }
-
- private:
-  // Of two tiles of 16 dimensions, each two groups of rows long.
-  CHORALE_AMX_INLINE static const float* dimension(const float* out, int i) {
-    return out + i / 16 * 512 + i % 16 * 16;
-  }
-};
-
 // Scores of 32 keys and 32 queries: four accumulators over all dimensions. `between()` is called after every
 // product, while the tile unit works.
 template <class Between>
@@ -359,21 +308,23 @@ CHORALE_AMX void unpack(const float* out, std::int64_t dim, float* rows) {
 
 CHORALE_AMX void store_quotients(const float* out, const float* divisors, std::int64_t count,
                                  std::int64_t dim, bfloat16* const* rows) {
-  const Quotients quotients[2] = {Quotients(divisors), Quotients(divisors + group_rows)};
   for (std::int64_t column = 0; column < dim; column += 32, out += 1024) {
     const __mmask32 columns = dim - column >= 32 ? ~0u : (1u << (dim - column)) - 1;
     for (std::int64_t g = 0; g < 2; ++g) {
-      __m512i block[16];
-      if (!quotients[g].round_quickly(out + g * 256, block)) quotients[g].round(out + g * 256, block);
-      simd::transpose_16x16(block);
+      const __m512 divisor = _mm512_loadu_ps(divisors + g * group_rows);
+      __m512i halves[2][16];
+      for (std::int64_t half = 0; half < 2; ++half) {
+        const float* tile = out + half * 512 + g * 256;
+        for (std::int64_t r = 0; r < 16; ++r)
+          halves[half][r] = (__m512i)_mm512_add_ps(_mm512_div_ps(_mm512_load_ps(tile + r * 16), divisor),
+                                                   _mm512_setzero_ps());
+        simd::transpose_16x16(halves[half]);
+      }
       for (std::int64_t r = 0; r < 16 && g * group_rows + r < count; ++r)
-        _mm512_mask_storeu_epi16(rows[g * group_rows + r] + column, columns, block[r]);
+        _mm512_mask_storeu_epi16(rows[g * group_rows + r] + column, columns,
+                                 rounded_exactly(halves[0][r], halves[1][r]));
     }
   }
-}
-
-__attribute__((target("prfchw"))) void ask_to_write(const bfloat16* row, std::int64_t dim) {
-  for (std::int64_t c = 0; c < dim; c += 32) __builtin_prefetch(row + c, 1, 2);
 }
 
 CHORALE_AMX void pack_key_tile(const bfloat16* const* rows, std::int64_t count, std::int64_t dim,

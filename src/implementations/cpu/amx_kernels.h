@@ -20,10 +20,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "chorale/tensor.h"
 #include "implementations/cpu/mutants.h"
-#include "simd/prefetch.h"
 
 namespace chorale::tiled::amx {
 
@@ -73,9 +73,6 @@ void unpack(const float* out, std::int64_t dim, float* rows);
 void store_quotients(const float* out, const float* divisors, std::int64_t count, std::int64_t dim,
                      bfloat16* const* rows);
 
-// Asks the memory for `dim` elements that will be written.
-void ask_to_write(const bfloat16* row, std::int64_t dim);
-
 // The same for up to 16 rows, where keys are not packed and values are paired as they lie:
 //     scores   [32 keys][16]
 //     values   [dim / 16]                 right    inner: 32 keys, columns: 16 dimensions
@@ -88,7 +85,45 @@ struct KeyTile {
   const bfloat16* rows;       // of 16 keys
   std::int64_t stride, step;  // elements from one key to the next, and from 32 dimensions to the next
 };
-using simd::Prefetch;
+// Memory to ask for while computing, some lines at each step, so that memory and arithmetic go on together.
+class Prefetch {
+ public:
+  void clear() { ranges_.clear(), range_ = 0, at_ = end_ = nullptr, bytes_ = 0, lines_ = 0; }
+  void add(const void* start, std::int64_t bytes) {
+    const auto* first = static_cast<const std::byte*>(start);
+    const std::byte* end = first + bytes;
+    first -= reinterpret_cast<std::uintptr_t>(first) % line;
+    bytes_ += end - first;
+    if (!ranges_.empty() && ranges_.back().first < first && first <= ranges_.back().end)
+      ranges_.back().end = end;
+    else
+      ranges_.push_back({first, end});
+  }
+  // What was added is asked for in `steps` steps.
+  void spread(std::int64_t steps) { lines_ = bytes_ / line / steps + 1; }
+  void step() { ask(lines_); }
+  void ask_rest() { ask(bytes_); }
+  void ask(std::int64_t lines) {
+    for (; lines > 0; --lines, at_ += line) {
+      if (at_ >= end_) {
+        if (range_ == ranges_.size()) return;
+        at_ = ranges_[range_].first, end_ = ranges_[range_++].end;
+      }
+      __builtin_prefetch(at_, 0, 2);
+    }
+  }
+  bool is_done() const { return at_ >= end_ && range_ == ranges_.size(); }
+
+ private:
+  static constexpr std::int64_t line = 64;
+  struct Range {
+    const std::byte *first, *end;
+  };
+  std::vector<Range> ranges_;
+  std::size_t range_ = 0;
+  const std::byte *at_ = nullptr, *end_ = nullptr;
+  std::int64_t bytes_ = 0, lines_ = 0;
+};
 void pack_key_tile(const bfloat16* const* rows, std::int64_t count, std::int64_t dim, bfloat16* out);
 // Whether all values are finite, or true if `check` is false.
 bool pack_value_pairs(const bfloat16* const* rows, std::int64_t count, std::int64_t dim, bfloat16* out,

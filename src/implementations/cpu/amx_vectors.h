@@ -69,23 +69,25 @@ struct Exponential {
 CHORALE_AMX_INLINE __m512i rounded(__m512 low, __m512 high) {
   return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
-// The same, each lane's two side by side.
-CHORALE_AMX_INLINE __m512i pairs(__m512 first, __m512 second) {
-  alignas(64) static const std::uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
-                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
-                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return _mm512_permutexvar_epi16(_mm512_load_si512(order), rounded(first, second));
-}
 // The same of two vectors of float32 bits, but subnormals stay: as base/float.h rounds.
-CHORALE_AMX_INLINE __m512i pairs_exactly(__m512i first, __m512i second) {
+CHORALE_AMX_INLINE __m512i rounded_exactly(__m512i low, __m512i high) {
+  alignas(64) static const std::uint16_t upper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                      23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                      45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
   const auto nearest = [](__m512i x) CHORALE_AMX {
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
     const __m512i up = _mm512_add_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(0x7fff)), odd);
     const __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
     return _mm512_mask_or_epi32(up, nan, x, _mm512_set1_epi32(0x400000));
   };
-  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  return _mm512_or_si512(_mm512_srli_epi32(nearest(first), 16), _mm512_and_si512(nearest(second), upper));
+  return _mm512_permutex2var_epi16(nearest(low), _mm512_load_si512(upper), nearest(high));
+}
+// The same, each lane's two side by side.
+CHORALE_AMX_INLINE __m512i pairs(__m512 first, __m512 second) {
+  alignas(64) static const std::uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order), rounded(first, second));
 }
 
 // 32 elements of two rows as pairs (a[i], b[i]): the first 16, then the rest.

@@ -1,4 +1,4 @@
-// The work list of sequences of few rows (a decode), of every schedule that has one of its own for them.
+// The work list of sequences of few rows (a decode). AMX makes its own, by the same rule (amx_forward.cpp).
 #pragma once
 
 #include <cstddef>

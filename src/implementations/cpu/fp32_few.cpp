@@ -3,12 +3,13 @@
 //
 //     for each chunk of 1024 keys
 //       for each tile of 64 keys that the mask does not hide
-//         for each 16 keys, for each KV head     scores       and the memory is asked for the tile's values
-//         for each KV head                       programs, softmax
-//         for each 16 values, for each KV head   sums         and for the next tile's keys
+//         for each 16 keys, for each KV head      scores
+//         for each KV head                        programs, softmax
+//         for each 16 values, for each KV head    sums
 //       merge the chunk into the total
 //
-// Rows of all heads are neighbours in a page.
+// A page holds the rows of all heads side by side, so memory is read as it lies, and the processor's own
+// prefetcher runs ahead: asking for the next rows by instructions made it slower.
 //
 // The order of arithmetic is that of forward.cpp.
 #include "implementations/cpu/fp32_few.h"
@@ -39,8 +40,6 @@ class RowsEngine {
         value_dim_(plan.problem().value_dim()),
         scratch_(static_cast<std::size_t>(width * std::max(dim_, simd::round_up(value_dim_)))) {}
 
-  simd::Prefetch& prefetch() { return prefetch_; }
-
   // `count` rows from the first-th of the tile on.
   void scores(const float* queries, const KeyRows& keys, ScoreTile& tile, std::int64_t first,
               std::int64_t count) {
@@ -53,8 +52,7 @@ class RowsEngine {
                                    .b_rows = count,
                                    .columns = dim_,
                                    .out = tile.data() + first,
-                                   .out_row = width,
-                                   .prefetch = &prefetch_});
+                                   .out_row = width});
   }
   void softmax(ScoreTile& tile, const float* before, simd::RowSoftmax* to) {
     simd::softmax_rows(tile.data(), width, tile.rows(), tile.count(), before, tile.log2_factor(), to);
@@ -69,8 +67,7 @@ class RowsEngine {
                         .b_rows = count,
                         .columns = value_dim_,
                         .out = out,
-                        .out_row = out_row,
-                        .prefetch = &prefetch_});
+                        .out_row = out_row});
   }
   // Whether hidden pairs of the tile must be left out one by one; if so it has been done.
   bool accumulate_visible(const KeyRows& values, ScoreTile& tile, float* out, std::int64_t out_row) {
@@ -95,7 +92,6 @@ class RowsEngine {
   std::int64_t dim_, value_dim_;
   std::array<const float*, width> rows_;
   std::vector<float> scratch_;  // rows that are not float32 where they lie
-  simd::Prefetch prefetch_;
 };
 
 class Fp32Few {
@@ -120,8 +116,8 @@ class Fp32Few {
   struct Worker {
     explicit Worker(const TiledPlan& plan) : engine(plan) {}
     RowsEngine engine;
-    std::vector<float> queries;                // of all heads
-    std::vector<ScoreTile> tiles;              // of each head
+    std::vector<float> queries;    // of all heads
+    std::vector<ScoreTile> tiles;  // of each head
     std::vector<SoftmaxState> chunks, totals;
   };
   struct Tile {
@@ -175,20 +171,17 @@ class Fp32Few {
     const std::int64_t rows = plan_.sequence_rows(task.sequence);
     const std::vector<Head> heads = load_heads(task, worker);
     grow(task.heads, worker.chunks);
-    while (std::ssize(worker.tiles) < task.heads) worker.tiles.emplace_back(plan_, few_rows, RowsEngine::width);
+    while (std::ssize(worker.tiles) < task.heads)
+      worker.tiles.emplace_back(plan_, few_rows, RowsEngine::width);
     const std::vector<Tile> tiles = visible_tiles(task, worker.tiles[0]);
     for (int h = 0; h < task.heads; ++h) totals[h].reset(rows);
-    if (!tiles.empty()) {
-      ask_for(heads, &Head::keys, tiles[0], 1, worker.engine.prefetch());
-      worker.engine.prefetch().ask_rest();
-    }
     for (std::size_t n = 0; n < tiles.size(); ++n) {
       const Tile& tile = tiles[n];
       const Tile* next = n + 1 < tiles.size() ? &tiles[n + 1] : nullptr;
       if (n == 0 || tile.chunk() != tiles[n - 1].chunk())
         for (int h = 0; h < task.heads; ++h) worker.chunks[static_cast<std::size_t>(h)].reset(rows);
       score(heads, tile, worker);
-      accumulate(heads, tile, next, worker);
+      accumulate(heads, tile, worker);
       if (next == nullptr || next->chunk() != tile.chunk())
         for (int h = 0; h < task.heads; ++h)
           totals[h].merge(worker.chunks[static_cast<std::size_t>(h)], plan_.log2_factor());
@@ -223,13 +216,6 @@ class Fp32Few {
     return tiles;
   }
 
-  static void ask_for(const std::vector<Head>& heads, KeyRows Head::* rows, const Tile& tile,
-                      std::int64_t steps, simd::Prefetch& prefetch) {
-    prefetch.clear();
-    (heads[0].*rows).add_to(prefetch, tile.first, tile.count, static_cast<int>(heads.size()));
-    prefetch.spread(steps);
-  }
-
   // Scores of a tile under all heads.
   void score(const std::vector<Head>& heads, const Tile& tile, Worker& worker) {
     for (std::size_t h = 0; h < heads.size(); ++h) {
@@ -238,16 +224,13 @@ class Fp32Few {
       const Coverage coverage = by_head() ? scores.cover(of, tile.first, tile.count) : tile.coverage;
       scores.place(of, 0, plan_.rows(of), tile.first, tile.count, coverage);
     }
-    const std::int64_t steps = RowsEngine::width / simd::lanes * (plan_.problem().head_dim / simd::lanes + 1);
-    ask_for(heads, &Head::values, tile, std::ssize(heads) * steps, worker.engine.prefetch());
     for_rows_of_heads(heads, tile, worker, [&](std::size_t h, std::int64_t first, std::int64_t count) {
       worker.engine.scores(heads[h].queries, heads[h].keys, worker.tiles[h], first, count);
     });
-    worker.engine.prefetch().ask_rest();
   }
 
   // Takes the scores and the tile's values into the states of the chunk.
-  void accumulate(const std::vector<Head>& heads, const Tile& tile, const Tile* next, Worker& worker) {
+  void accumulate(const std::vector<Head>& heads, const Tile& tile, Worker& worker) {
     std::vector<bool> done(heads.size());
     for (std::size_t h = 0; h < heads.size(); ++h) {
       ScoreTile& scores = worker.tiles[h];
@@ -257,28 +240,21 @@ class Fp32Few {
       state.take_scores(worker.engine, scores, plan_.mutant());
       done[h] = worker.engine.accumulate_visible(heads[h].values, scores, state.out(0), state.value_row());
     }
-    worker.engine.prefetch().clear();
-    const std::int64_t steps = RowsEngine::width / 4 * 2;
-    if (next != nullptr)
-      ask_for(heads, &Head::keys, *next, std::ssize(heads) * steps, worker.engine.prefetch());
     for_rows_of_heads(heads, tile, worker, [&](std::size_t h, std::int64_t first, std::int64_t count) {
       SoftmaxState& state = worker.chunks[h];
       if (!done[h])
         worker.engine.accumulate(heads[h].values, worker.tiles[h], first, count, state.out(0),
                                  state.value_row());
     });
-    worker.engine.prefetch().ask_rest();
   }
 
-  // Some rows of all heads before the next rows: memory is read in the order in which pages hold it, and no
-  // more pages are in use than the processor's prefetcher follows.
+  // Some rows of all heads before the next rows. 64 at once were more streams than the prefetcher follows.
   template <class Step>
   void for_rows_of_heads(const std::vector<Head>& heads, const Tile& tile, Worker& worker, Step step) {
     constexpr std::int64_t rows = simd::lanes;
     for (std::int64_t first = 0; first < tile.count; first += rows)
       for (std::size_t h = 0; h < heads.size(); ++h)
-        if (worker.tiles[h].coverage() != Coverage::empty)
-          step(h, first, std::min(rows, tile.count - first));
+        if (worker.tiles[h].coverage() != Coverage::empty) step(h, first, std::min(rows, tile.count - first));
   }
 
   void finish(const QueryBlock& of, SoftmaxState& state) const {

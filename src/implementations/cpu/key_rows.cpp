@@ -112,19 +112,6 @@ void KeyRows::float_rows(std::int64_t first, std::int64_t count, const float** o
   }
 }
 
-void KeyRows::add_to(simd::Prefetch& prefetch, std::int64_t first, std::int64_t count, int heads) const {
-  constexpr std::int64_t most = 64;
-  const std::byte* rows[most];
-  const bool together = head_bytes() == row_bytes();
-  for (const std::int64_t end = first + count; first < end; first += most) {
-    const std::int64_t some = std::min(most, end - first);
-    addresses(first, some, rows);
-    for (std::int64_t i = 0; i < some; ++i)
-      for (int h = 0; h < heads; h += together ? heads : 1)
-        prefetch.add(rows[i] + h * head_bytes(), row_bytes() * (together ? heads : 1));
-  }
-}
-
 void KeyRows::load(std::int64_t first, std::int64_t count, float* out, std::int64_t out_row) const {
   for (std::int64_t i = 0; i < count; ++i) {
     if (first + count + i < keys_)

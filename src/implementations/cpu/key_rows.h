@@ -6,7 +6,6 @@
 
 #include "chorale/tensor.h"
 #include "implementations/cpu/plan.h"
-#include "simd/prefetch.h"
 
 namespace chorale::tiled {
 
@@ -34,9 +33,6 @@ class KeyRows {
   void rows(std::int64_t first, std::int64_t count, const bfloat16** rows, bfloat16* scratch) const;
   // The same of a problem of any type, as float32.
   void float_rows(std::int64_t first, std::int64_t count, const float** rows, float* scratch) const;
-  // What to ask the memory for: these rows under this KV head and the next ones, in the order in which pages
-  // hold them. The processor then sees a stream and runs ahead of it.
-  void add_to(simd::Prefetch& prefetch, std::int64_t first, std::int64_t count, int heads) const;
   // Where the rows lie in the tensor.
   void addresses(std::int64_t first, std::int64_t count, const std::byte** rows) const;
   std::int64_t row_bytes() const { return dim_ * static_cast<std::int64_t>(size_of(dtype_)); }

@@ -58,17 +58,6 @@ class TiledPlan : public Plan {
   std::int64_t head_of_row(int kv_head, std::int64_t row) const {
     return static_cast<std::int64_t>(kv_head) * problem().group_size() + row % problem().group_size();
   }
-  // f(i, query, head) for `count` of them from `first` on: where row first + i is in the packed tensors. One
-  // division for all, as one for each row is what storing a row takes.
-  template <class F>
-  void for_each_row(int sequence, int kv_head, std::int64_t first, std::int64_t count, F f) const {
-    const std::int64_t group = problem().group_size(), first_head = kv_head * group;
-    std::int64_t query = batch().cu_seqlens_q[sequence] + first / group, member = first % group;
-    for (std::int64_t i = 0; i < count; ++i) {
-      f(i, query, first_head + member);
-      if (++member == group) member = 0, ++query;
-    }
-  }
   std::int64_t strips(int sequence) const { return blocks_of(sequence_rows(sequence), Visibility::rows); }
   static std::int64_t blocks_of(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
   const Visibility& visibility() const { return visibility_; }  // of sequences of more than few_rows rows

@@ -33,15 +33,15 @@ void load_block(const TiledPlan& plan, const QueryBlock& block, const TensorView
 std::int64_t locate_rows(const TiledPlan& plan, const TensorView& tensor, int sequence, int kv_head,
                          std::int64_t first, std::int64_t most, const bfloat16** rows, bfloat16* scratch) {
   const std::int64_t count = std::min(most, plan.sequence_rows(sequence) - first), dim = tensor.shape[2];
-  plan.for_each_row(
-      sequence, kv_head, first, count, [&](std::int64_t r, std::int64_t query, std::int64_t head) {
-        rows[r] =
-            static_cast<const bfloat16*>(tensor.data) + query * tensor.stride[0] + head * tensor.stride[1];
-        if (tensor.stride[2] == 1) return;
-        load_row(reinterpret_cast<const std::byte*>(rows[r]), tensor.dtype, tensor.stride[2], dim,
-                 scratch + r * dim);
-        rows[r] = scratch + r * dim;
-      });
+  for (std::int64_t r = 0; r < count; ++r) {
+    rows[r] = static_cast<const bfloat16*>(tensor.data) +
+              plan.query_of_row(sequence, first + r) * tensor.stride[0] +
+              plan.head_of_row(kv_head, first + r) * tensor.stride[1];
+    if (tensor.stride[2] == 1) continue;
+    load_row(reinterpret_cast<const std::byte*>(rows[r]), tensor.dtype, tensor.stride[2], dim,
+             scratch + r * dim);
+    rows[r] = scratch + r * dim;
+  }
   return count;
 }
 
