@@ -5,6 +5,7 @@
 # the kernel depends on the mask's text: race what `chorale kernels --source` prints.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. bench/cuda/constants.sh
 mkdir -p build/cuda
 target=(-gencode=arch=compute_90a,code=sm_90a)
 if [ $# -eq 0 ]; then
@@ -13,13 +14,7 @@ fi
 name=$1; shift
 declare -A value=([HEAD_DIM]=128 [VALUE_DIM]=128 [GROUP]=1 [BFLOAT16]=true [FP8_CACHE]=false [PAGED]=false [PAGE_SIZE]=0
                   [MASKED]=true [SCORED]=false [SINKS]=false [TILE]=128 [CHUNK]=1024 [POSITIONS]=128)
-others=()
-for argument in "$@"; do
-  key=${argument%%=*}
-  if [[ -n ${value[$key]-} ]]; then value[$key]=${argument#*=}; else others+=("$argument"); fi
-done
-definitions=()
-for key in "${!value[@]}"; do definitions+=("-DCHORALE_$key=${value[$key]}"); done
+read_constants "$@"
 kernels=${KERNELS:-kernels}
 nvcc -std=c++17 -fmad=false -lineinfo "${target[@]}" -Xptxas -v "-I${PROGRAM:-bench/cuda}" "-I$kernels" "${definitions[@]}" \
   ${others[@]+"${others[@]}"} -cubin -o "build/cuda/$name.cubin" "$kernels/forward.cu" 2>&1 | grep -E "error|spill stores|warning" || true
