@@ -8,6 +8,7 @@
 #include <map>
 #include <thread>
 #include <tuple>
+#include <utility>
 
 #include "base/float.h"
 #include "base/threads.h"
@@ -271,25 +272,45 @@ TEST_P(Runtime, AThousandRunsHaveTheSameBits) {
   }
 }
 
+// What a caller of the driver has and gives back.
+class Caller {
+ public:
+  explicit Caller(const cuda::Gpu& gpu) : gpu_(gpu) {
+    const cuda::Gpu::Scope scope(gpu_);
+    EXPECT_EQ(gpu_.driver().create_stream(&stream, 1), 0);
+  }
+  ~Caller() {
+    const cuda::Gpu::Scope scope(gpu_);
+    const cuda::Driver& d = gpu_.driver();
+    if (replay != nullptr) d.destroy_graph_exec(replay);
+    if (graph != nullptr) d.destroy_graph(graph);
+    d.destroy_stream(stream);
+  }
+  Caller(const Caller&) = delete;
+  Caller& operator=(const Caller&) = delete;
+
+  cuda::Stream stream = nullptr;
+  cuda::Graph graph = nullptr;
+  cuda::GraphExec replay = nullptr;
+
+ private:
+  const cuda::Gpu& gpu_;
+};
+
 TEST_P(Runtime, TwoStreamsOfOnePlanGetWhatOneGets) {
   const Case test = whole(features()[0]);
   const Data data = conformance::make_data(test);
   const auto plan = attention_->plan(test.problem, data.batch, Device::cuda()).value();
   const Rows reference = forward(test);
-  const cuda::Driver& d = gpu_->driver();
   std::vector<std::thread> threads;
   std::atomic<int> same = 0;
   for (int i = 0; i < 2; ++i)
     threads.emplace_back([&] {
       const Data mine = conformance::make_data(test);
+      const Caller caller(*gpu_);
       OnDevice device(*gpu_, mine.forward());
-      cuda::Stream stream = nullptr;
-      {
-        const cuda::Gpu::Scope scope(*gpu_);
-        d.create_stream(&stream, 1);
-      }
       bool ok = device.to_device().is_ok();
-      device.set_stream(stream);
+      device.set_stream(caller.stream);
       for (int run = 0; run < std::min(runs, 20) && ok; ++run)
         ok = cuda_attention().forward(*plan, device.tensors()).is_ok();
       ok = ok && device.to_host().is_ok() &&
@@ -306,6 +327,8 @@ TEST_P(Runtime, AGraphReplaysWithNewLengthsAndPages) {
   test.page_size = 16;
   for (Sequence& s : test.sequences) s.queries = 1;
   const Data data = conformance::make_data(test);
+  Caller caller(*gpu_);
+  const cuda::Stream stream = caller.stream;
   OnDevice device(*gpu_, data.forward());
   ASSERT_TRUE(device.to_device().is_ok());
   const auto plan = cuda::CudaPlan::create(attention_->name(), *gpu_, test.problem, data.batch,
@@ -313,24 +336,20 @@ TEST_P(Runtime, AGraphReplaysWithNewLengthsAndPages) {
                         .value();
   if (testing::on_plan != nullptr) testing::on_plan(plan->problem());
   const cuda::Driver& d = gpu_->driver();
-  cuda::Stream stream = nullptr;
-  cuda::Graph graph = nullptr;
-  cuda::GraphExec replay = nullptr;
   {
     const cuda::Gpu::Scope scope(*gpu_);
-    ASSERT_EQ(d.create_stream(&stream, 1), 0);
     device.set_stream(stream);
     // Not before it is on the GPU.
     ASSERT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
     EXPECT_THAT(plan->forward(device.tensors()).message(), HasSubstr("before capturing"));
-    ASSERT_EQ(d.end_capture(stream, &graph), 0);
-    d.destroy_graph(graph);
+    ASSERT_EQ(d.end_capture(stream, &caller.graph), 0);
+    d.destroy_graph(std::exchange(caller.graph, nullptr));
     ASSERT_TRUE(plan->upload(stream).is_ok());
     ASSERT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
     const Status captured = plan->forward(device.tensors());
-    ASSERT_EQ(d.end_capture(stream, &graph), 0);
+    ASSERT_EQ(d.end_capture(stream, &caller.graph), 0);
     ASSERT_TRUE(captured.is_ok()) << captured.message();
-    ASSERT_EQ(d.instantiate_graph(&replay, graph, 0), 0);
+    ASSERT_EQ(d.instantiate_graph(&caller.replay, caller.graph, 0), 0);
   }
   // The pool stays; each sequence loses some of its last tokens, and two are gone.
   for (const int shorter : {0, 1, 13, 60}) {
@@ -340,7 +359,7 @@ TEST_P(Runtime, AGraphReplaysWithNewLengthsAndPages) {
     ASSERT_TRUE(updated.is_ok()) << updated.message();
     {
       const cuda::Gpu::Scope scope(*gpu_);
-      ASSERT_EQ(d.launch_graph(replay, stream), 0);
+      ASSERT_EQ(d.launch_graph(caller.replay, stream), 0);
     }
     ASSERT_TRUE(device.to_host().is_ok());
     const Tensor replayed = data.out.memory.clone();
