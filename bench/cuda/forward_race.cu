@@ -1,10 +1,11 @@
-// Races builds of kernels/forward.cu against each other and against FlashAttention-3, in one process, in turns:
+// Races builds of kernels/forward.cu against each other and against FlashAttention-3, in one process, in
+// turns:
 //     forward_race time GROUP CAUSAL BxL ... NAME=FILE.cubin ... [NAME=flash_3.so]
-// TFLOP/s, in brackets the interquartile range in per cent of the median. HEADS, REPEATS and GAP (ms of idle before each
-// sample) come from the environment.
+// TFLOP/s, in brackets the interquartile range in per cent of the median. HEADS, REPEATS and GAP (ms of idle
+// before each sample) come from the environment.
 //     forward_race check GROUP CAUSAL NAME=FILE.cubin ...
-// Against float64 at sampled rows of mixed lengths, twenty runs equal to the bit, and a hash: builds of one order have one.
-// bfloat16, head_dim 128, packed. forward_race.sh builds it and the cubins.
+// Against float64 at sampled rows of mixed lengths, twenty runs equal to the bit, and a hash: builds of one
+// order have one. bfloat16, head_dim 128, packed. forward_race.sh builds it and the cubins.
 #include <dlfcn.h>
 
 #include <chrono>
@@ -106,8 +107,8 @@ __global__ void reference(const u16* q, const u16* k, const u16* v, const Sequen
     for (int i = 128; i > 0; i /= 2) {
       __syncthreads();
       if (thread < i)
-        partial[thread] = largest ? fmax(partial[thread], partial[thread + i])
-                                  : partial[thread] + partial[thread + i];
+        partial[thread] =
+            largest ? fmax(partial[thread], partial[thread + i]) : partial[thread] + partial[thread + i];
     }
     __syncthreads();
     return partial[0];
@@ -143,7 +144,8 @@ struct Case {
   int* semaphore;  // FlashAttention-3's
   ForwardParams params = {};
 
-  Case(const Lengths& lengths, int heads, int group, bool causal) : heads(heads), group(group), causal(causal) {
+  Case(const Lengths& lengths, int heads, int group, bool causal)
+      : heads(heads), group(group), causal(causal) {
     const int kv_heads = heads / group, positions = block_rows / group;
     int keys = 0;
     std::vector<std::pair<int, RowBlock>> blocks;  // keys seen
@@ -176,7 +178,8 @@ struct Case {
     params.q = make_map(q, 2, {dim, N(heads), N(tokens)}, {row, q_row},
                         {64, cuuint32_t(group), cuuint32_t(positions)});
     for (const auto& [map, data] : {std::pair(&params.k, k), {&params.v, v}})
-      *map = make_map(data, 2, {dim, N(kv_heads), N(keys), 1}, {row, kv_row, kv_row * keys}, {64, 1, tile, 1});
+      *map =
+          make_map(data, 2, {dim, N(kv_heads), N(keys), 1}, {row, kv_row, kv_row * keys}, {64, 1, tile, 1});
     params.out = {out, static_cast<long long>(heads) * dim, dim};
     params.k_rows = {k, static_cast<long long>(kv_heads) * dim, dim};
     params.v_rows = {v, static_cast<long long>(kv_heads) * dim, dim};
@@ -199,8 +202,8 @@ struct Case {
   void launch(const Build& build) {
     if (build.flash != nullptr) {
       CHECK(static_cast<cudaError_t>(build.flash(q, k, v, out, lse, semaphore,
-                                                 static_cast<int>(sequences.size()), sequences[0].q_len, heads,
-                                                 heads / group, causal, multiprocessors(), nullptr)));
+                                                 static_cast<int>(sequences.size()), sequences[0].q_len,
+                                                 heads, heads / group, causal, multiprocessors(), nullptr)));
       return;
     }
     void* arguments[] = {&params};
@@ -227,9 +230,10 @@ bool check(Case& batch, const Build& build) {
   std::mt19937 random(7);
   for (std::size_t s = 0; s < batch.sequences.size(); ++s)
     for (int i = 0, queries = batch.sequences[s].q_len; queries > 0 && i < 24; ++i)
-      rows.push_back({static_cast<int>(s), i == 0   ? 0
-                                           : i == 1 ? queries - 1
-                                                    : static_cast<int>(random() % queries),
+      rows.push_back({static_cast<int>(s),
+                      i == 0   ? 0
+                      : i == 1 ? queries - 1
+                               : static_cast<int>(random() % queries),
                       static_cast<int>(random() % batch.heads)});
   std::vector<double> zero(rows.size() * dim);
   double *expected = to_device(zero), *expected_lse = to_device(zero);
@@ -263,10 +267,14 @@ bool check(Case& batch, const Build& build) {
       error += (x - o[i * dim + c]) * (x - o[i * dim + c]);
       norm += o[i * dim + c] * o[i * dim + c];
     }
-    if (norm > 0) worst = std::max(worst, std::sqrt(error / norm));
-    else finite = finite && error == 0;
-    if (std::isinf(l[i])) finite = finite && lse[at] == l[i];
-    else worst_lse = std::max(worst_lse, std::abs(lse[at] - l[i]));
+    if (norm > 0)
+      worst = std::max(worst, std::sqrt(error / norm));
+    else
+      finite = finite && error == 0;
+    if (std::isinf(l[i]))
+      finite = finite && lse[at] == l[i];
+    else
+      worst_lse = std::max(worst_lse, std::abs(lse[at] - l[i]));
   }
   const bool good = stable && finite && worst < 6e-3 && worst_lse < 1e-4;
   std::printf("%-12s worst row %.2e, lse %.1e, %s, hash %016llx%s\n", build.name.c_str(), worst, worst_lse,
@@ -306,7 +314,8 @@ void race(Case& batch, const std::vector<Build>& builds) {
 
 int main(int count, char** arguments) {
   if (count < 5) {
-    std::fprintf(stderr, "forward_race: must be check or time, the group, 1 for causal or 0, shapes, NAME=FILE ...\n");
+    std::fprintf(
+        stderr, "forward_race: must be check or time, the group, 1 for causal or 0, shapes, NAME=FILE ...\n");
     return 2;
   }
   std::setvbuf(stdout, nullptr, _IOLBF, 0);

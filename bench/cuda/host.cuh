@@ -1,5 +1,5 @@
-// What the programs of this folder share on the host: checked calls, copies, tensor maps, numbers that are a function
-// of where they stand.
+// What the programs of this folder share on the host: checked calls, copies, tensor maps, numbers that are a
+// function of where they stand.
 #pragma once
 
 #include <cuda.h>
@@ -48,7 +48,8 @@ __host__ __device__ inline float bell(std::uint64_t key) {
   return uniform_at(key) + uniform_at(key ^ 0x5555555555555555ull) + uniform_at(~key);
 }
 
-// Of elements of `bytes` bytes, swizzled by 128 bytes; dimensions from the contiguous one outwards, strides in bytes.
+// Of elements of `bytes` bytes, swizzled by 128 bytes; dimensions from the contiguous one outwards, strides
+// in bytes.
 inline kernels::TensorMap make_map(void* data, int bytes, const std::vector<cuuint64_t>& dims,
                                    const std::vector<cuuint64_t>& strides,
                                    const std::vector<cuuint32_t>& box) {
