@@ -125,8 +125,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   float out[out_count], scores[score_count], rescale[2];
   u32 p[score_count / 2];
   Softmax state;
-  Total total;
-  total.reset();
+  Total total(shared.out[warpgroup], rows);
   state.reset();
 
   // The next item, once its queries are there. False: there is none.
@@ -162,23 +161,9 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
         add_infinite_values(out, p, params, shared.item[item.index], rows, step.tile,
                             shared.infinite[value.index]);
   };
-  const auto finish_chunk = [&](const Softmax& chunk) {
-    MergeWeights weights[2];
-    total.merge_state(chunk, params.factor, weights);
-#pragma unroll
-    for (int i = 0; i < out_count; ++i) total.out[i] = merge(total.out[i], out[i], weights[i / 2 % 2]);
-    total.any = true;
-  };
-  // Its last chunk has ended in `chunk`. Merged into nothing that is as it is.
+  // Its last chunk has ended in `chunk`.
   const auto finish_item = [&](Softmax chunk) {
-    if (total.any) {
-      MergeWeights weights[2];
-      total.merge_state(chunk, params.factor, weights);
-#pragma unroll
-      for (int i = 0; i < out_count; ++i) out[i] = merge(total.out[i], out[i], weights[i / 2 % 2]);
-      chunk = total.state;
-      total.reset();
-    }
+    total.finish(chunk, out, params.factor);
     store(out, chunk, params, shared.item[item.index], rows, shared.out[warpgroup]);
     if (speaks) mbarrier_arrive(&shared.item_free[item.index]);
   };
@@ -213,11 +198,16 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     ask_for_values(fresh);
     pass_turn(warpgroup);
     fresh = chunk_ends;
-    if (!chunk_ends && ((step.flags | following.flags) & Step::partial) == 0) {
-      // Most tiles. From here to the last line is one block of code, which ptxas mixes: whatever is not an
+    Softmax ended = state;
+    if (chunk_ends) {
+      ended.add_quad();
+      state.reset();
+    }
+    if (!item_ends && ((step.flags | following.flags) & Step::partial) == 0) {
+      // Most tiles. From here to the last pin is one block of code, which ptxas mixes: whatever is not an
       // exponential runs in the 8 clocks that one takes. It would wait for P V at the very beginning, but
       // does not move that ahead of the keys' release, and this not ahead of the exponentials that it is tied
-      // to.
+      // to. What the pins hold here would else go behind the next branch.
       wgmma_wait<1>();
       pin(scores);
       apply_programs(scores, params, shared.item[item.index], rows, Step{0, following.tile});
@@ -227,13 +217,13 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       pin(out);
       release_values();
       pack(p, scores);
-      if (__any_sync(~0u, rises)) multiply(out, rescale);
+      pin(p);
+      pin(state.sum);
+      if (chunk_ends)
+        total.add(ended, out, params.factor);
+      else if (__any_sync(~0u, rises))
+        multiply(out, rescale);
     } else {
-      Softmax ended = state;
-      if (chunk_ends) {
-        ended.add_quad();
-        state.reset();
-      }
       wgmma_wait<1>();
       pin(scores);
       release_keys(of_following, following, 0.f);
@@ -246,7 +236,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       if (item_ends)
         finish_item(ended);
       else if (chunk_ends)
-        finish_chunk(ended);
+        total.add(ended, out, params.factor);
       else
         multiply(out, rescale);
       pack(p, scores);

@@ -44,13 +44,13 @@ std::vector<Listed> listed() {
   // A decode keeps what does not change in registers, and spills some of it around the merge, once a row
   // block.
   constexpr int decode_spills = 150, wide_decode_spills = 600;
-  // A forward so keeps a part of the total of the chunks that have ended, which it needs at a chunk's end;
-  // programs, written out for every score, take registers too.
-  constexpr int forward_spills = 200, scored_spills = 400, documents_spills = 1600;
+  // A forward spills where programs, written out for every score, take registers; and with 256 columns, whose
+  // total of the chunks that have ended does not fit beside them: at a chunk's end, every 64 tiles.
+  constexpr int forward_spills = 200, wide_forward_spills = 1900, scored_spills = 400, documents_spills = 800;
   // Every head_dim, in training and in a generator.
   for (const auto& [head_dim, value_dim] :
        {std::pair(64, 64), {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}}) {
-    add(K::forward, problem(head_dim, value_dim), 0, forward_spills);
+    add(K::forward, problem(head_dim, value_dim), 0, value_dim == 256 ? wide_forward_spills : forward_spills);
     add(K::decode, problem(head_dim, value_dim, 4), 16, decode_spills);
   }
   // Every feature, with the usual head_dim.
