@@ -38,27 +38,51 @@ __device__ __forceinline__ void multiply_values(float (&out)[out_count], const u
   wgmma_commit();
 }
 
+// What the programs need of a tile's keys: each lane has read its share.
+class TileKeys {
+ public:
+  __device__ __forceinline__ TileKeys(const ForwardParams& params, int sequence, int tile, int lane) {
+    if constexpr (KeyValues::count > 0)
+#pragma unroll
+      for (int i = 0; i < Config::tile / 32; ++i)
+        share_[i] = program_keys(params.plan.tables, sequence, tile * Config::tile + 32 * i + lane);
+  }
+  // Of column 8 i + 2 (lane % 4) + e, where a score lies. Every lane takes part.
+  __device__ __forceinline__ KeyValues of(int i, int e, int lane) const {
+    KeyValues key;
+#pragma unroll
+    for (int n = 0; n < KeyValues::count; ++n)
+      key.v[n] = __shfl_sync(~0u, share_[i / 4].v[n], i % 4 * 8 + lane % 4 * 2 + e);
+    return key;
+  }
+
+ private:
+  KeyValues share_[Config::tile / 32];
+};
+
 // Score and mask programs, and the sequence's end.
 __device__ __forceinline__ void apply_programs(float (&scores)[score_count], const ForwardParams& params,
                                                const Item& item, const ThreadRows& rows, Step step) {
   const bool is_partial = (step.flags & Step::partial) != 0;
   if (!Config::scored && !is_partial) return;
+  const int lane = lane_now();
+  const TileKeys keys(params, item.sequence, step.tile, lane);
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int lane =
-        lane_now();  // else positions of keys would be kept from one row to the other: 32 registers
-    const int row = rows.of(r, lane);
-    const int q = item.q_position + row / Config::group;
-    const int h = params.first_query_head + item.kv_head * Config::group + row % Config::group;
+  for (int i = 0; i < score_count / 4; ++i)
 #pragma unroll
-    for (int i = 0; i < score_count / 4; ++i)
+    for (int e = 0; e < 2; ++e) {
+      const int k = step.tile * Config::tile + 8 * i + 2 * (lane % 4) + e;
+      const KeyValues key = keys.of(i, e, lane);
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int k = step.tile * Config::tile + 8 * i + 2 * (lane % 4) + e;
+      for (int r = 0; r < 2; ++r) {
+        const int row = rows.of(r, lane);
+        const int q = item.q_position + row / Config::group;
+        const int h = params.first_query_head + item.kv_head * Config::group + row % Config::group;
         float& score = scores[4 * i + 2 * r + e];
-        score = finished_score(params, score, item.sequence, item.kv_len, h, q, k, is_partial);
+        score = finished_score(params, score, item.sequence, item.kv_len, h, q, k, is_partial,
+                               [&] { return key; });
       }
-  }
+    }
 }
 
 // Values that are not finite were cleared from a partly visible tile (scrub): here they meet the rows that
@@ -82,10 +106,9 @@ __device__ __forceinline__ void add_infinite_values(float (&out)[out_count], con
       const u32 pair = __shfl_sync(~0u, pairs[key / 8 * 2 + r], key % 8 / 2, 4);
       probability[r] = unpack<Config::bfloat16>(key % 2 == 0 ? pair : pair >> 16);
       const int row = rows.of(r, lane);
-      visible[r] =
-          program_visible(params.plan.tables, item.sequence,
-                          params.first_query_head + item.kv_head * Config::group + row % Config::group,
-                          item.q_position + row / Config::group, k);
+      visible[r] = is_visible(params, item.sequence,
+                              params.first_query_head + item.kv_head * Config::group + row % Config::group,
+                              item.q_position + row / Config::group, k);
     }
     const SlotPlace place = find_slot(params.plan, item, k);
     const u16* values = static_cast<const u16*>(params.v_rows.data) + place.page * params.v_page_stride +
