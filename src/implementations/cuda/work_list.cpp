@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <optional>
 
 #include "implementations/cuda/order.h"
 #include "mask/program.h"
@@ -80,7 +81,12 @@ WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, i
       std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(work.decode.positions))),
                std::max(1, decode_positions));
 
-  const bool causal = is_causal(problem);
+  std::optional<bool> causal;  // asked where a sequence has several blocks
+  const auto cost_of = [&](int queries, int keys, int end) {
+    if (end == queries) return keys;
+    if (!causal) causal = is_causal(problem);
+    return *causal ? std::clamp(keys - queries + end, 0, keys) : keys;
+  };
   std::vector<Block> forward, decode;
   forward.reserve(static_cast<std::size_t>(batch.sequences()));
   decode.reserve(static_cast<std::size_t>(batch.sequences()));
@@ -90,8 +96,7 @@ WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, i
     const WorkList::Part& part = few ? work.decode : work.forward;
     for (int first = 0; first < queries; first += part.positions) {
       const int end = std::min(first + part.positions, queries);
-      const int cost = causal ? std::clamp(keys - queries + end, 0, keys) : keys;
-      (few ? decode : forward).push_back({{s, first}, cost});
+      (few ? decode : forward).push_back({{s, first}, cost_of(queries, keys, end)});
     }
   }
   work.forward.row_blocks = longest_first(forward);
