@@ -29,10 +29,10 @@ struct Item {
 __device__ __forceinline__ Item find_item(const ForwardParams& params, int index) {
   const PlanView& plan = params.plan;
   const int blocks = plan.counts->row_blocks;
-  if (index >= blocks * params.kv_heads) return {-1, 0, 0, 0, 0, 0, 0};
+  if (index >= blocks * params.heads) return {-1, 0, 0, 0, 0, 0, 0};
   const int section = index / (blocks * params.heads_together);
   const int first_head = section * params.heads_together;
-  const int heads = min(params.heads_together, params.kv_heads - first_head);
+  const int heads = min(params.heads_together, params.heads - first_head);
   const int rest = index - first_head * blocks;
   const RowBlock block = plan.row_blocks[rest / heads];
   const Sequence sequence = plan.sequences[block.sequence];
@@ -88,7 +88,7 @@ class VisibleTiles {
   __device__ void advance() {
     for (; first_ < tiles_; first_ += 32) {
       const int tile = first_ + static_cast<int>(threadIdx.x % 32);
-      const int coverage = tile < tiles_ ? tile_coverage(params_, rows_, tile) : static_cast<int>(empty);
+      const int coverage = tile < tiles_ ? tile_coverage(params_.plan, rows_, tile) : static_cast<int>(empty);
       seen_ = __ballot_sync(~0u, coverage != empty);
       whole_ = __ballot_sync(~0u, coverage == full);
       if (seen_ != 0) return;

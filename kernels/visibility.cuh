@@ -16,12 +16,12 @@ struct RowRange {
   int sequence, head_first, head_last, q_first, q_last;  // logical positions
   int kv_len;
 };
-__device__ __forceinline__ int tile_coverage(const ForwardParams& params, const RowRange& rows, int tile) {
+__device__ __forceinline__ int tile_coverage(const PlanView& plan, const RowRange& rows, int tile) {
   const int k_first = tile * Config::tile, k_end = k_first + Config::tile;
   int coverage = k_end <= rows.kv_len ? full : partial;
   if constexpr (Config::masked) {
     const int k_last = min(k_end, rows.kv_len) - 1;
-    const int seen = program_coverage(params.plan.tables, rows.sequence, rows.head_first, rows.head_last,
+    const int seen = program_coverage(plan.tables, rows.sequence, rows.head_first, rows.head_last,
                                       rows.q_first, rows.q_last, k_first, k_last);
     coverage = min(coverage, seen);
   }

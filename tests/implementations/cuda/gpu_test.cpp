@@ -6,6 +6,7 @@
 #include <bit>
 #include <limits>
 #include <map>
+#include <optional>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -58,14 +59,7 @@ class OnHopper : public ::testing::Test {
     bound.mask = bound.mask.with_tables(test.tables).value();
     bound.score = bound.score.with_tables(test.tables).value();
     const cuda::Order order = cuda::order_of(bound.head_dim, bound.value_dim());
-    const cuda::WorkList work = cuda::make_work_list(bound, batch, order.chunk, 1);
-    std::vector<cuda::KernelKey> keys;
-    if (!work.forward.row_blocks.empty())
-      keys.push_back(cuda::kernel_key(cuda::KernelKind::forward, bound, test.page_size));
-    if (!work.decode.row_blocks.empty())
-      keys.push_back(
-          cuda::kernel_key(cuda::KernelKind::decode, bound, test.page_size, work.decode.positions));
-    return keys;
+    return cuda::kernel_keys(cuda::make_work_list(bound, batch, order, 1), bound, order, test.page_size);
   }
 
   cuda::Gpu* gpu_ = nullptr;
@@ -95,6 +89,7 @@ struct Feature {
   Mask mask;
   Score score;
   bool sinks;
+  std::optional<DType> kv_dtype = std::nullopt;
 };
 
 struct Shape {
@@ -113,7 +108,8 @@ class Bits : public OnHopper, public ::testing::WithParamInterface<Shape> {
   static std::vector<Feature> features() {
     return {{"causal", mask::causal(), {}, false},
             {"everything", mask::causal() && mask::window(300),
-             score::alibi(score::alibi_slopes(GetParam().query_heads)).then(score::softcap(20)), true}};
+             score::alibi(score::alibi_slopes(GetParam().query_heads)).then(score::softcap(20)), true},
+            {"8-bit keys", mask::causal() && mask::window(1000), {}, false, DType::float8_e4m3}};
   }
   // Whole sequences, from one token to more than a chunk.
   static Case whole(const Feature& feature) {
@@ -125,6 +121,7 @@ class Bits : public OnHopper, public ::testing::WithParamInterface<Shape> {
                         .head_dim = shape.head_dim,
                         .value_head_dim = shape.value_dim,
                         .dtype = shape.dtype,
+                        .kv_dtype = feature.kv_dtype,
                         .mask = feature.mask,
                         .score = feature.score,
                         .sinks = feature.sinks},
