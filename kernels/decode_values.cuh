@@ -70,7 +70,7 @@ __device__ __noinline__ float add_infinite_values(float out, const ForwardParams
     const float value = value_element(slab, key, column, scale);
     if (fabsf(value) < infinity) continue;
     bool visible = true;
-    if constexpr (Config::masked) visible = program_visible(params.plan.tables, item.sequence, h, q, k);
+    if constexpr (Config::masked) visible = is_visible(params, item.sequence, h, q, k);
     if (!visible) continue;
     const float p = unpack<Config::bfloat16>(shared.p.values[row / 8][tile * Config::tile + key][row % 8]);
     out = __fadd_rn(out, __fmul_rn(p, value));

@@ -38,27 +38,51 @@ __device__ __forceinline__ void multiply_values(float (&out)[out_count], const u
   wgmma_commit();
 }
 
+// What the programs need of a tile's keys: each lane has read its share.
+class TileKeys {
+ public:
+  __device__ __forceinline__ TileKeys(const ForwardParams& params, int sequence, int tile, int lane) {
+    if constexpr (KeyValues::count > 0)
+#pragma unroll
+      for (int i = 0; i < Config::tile / 32; ++i)
+        share_[i] = program_keys(params.plan.tables, sequence, tile * Config::tile + 32 * i + lane);
+  }
+  // Of column 8 i + 2 (lane % 4) + e, where a score lies. Every lane takes part.
+  __device__ __forceinline__ KeyValues of(int i, int e, int lane) const {
+    KeyValues key;
+#pragma unroll
+    for (int n = 0; n < KeyValues::count; ++n)
+      key.v[n] = __shfl_sync(~0u, share_[i / 4].v[n], i % 4 * 8 + lane % 4 * 2 + e);
+    return key;
+  }
+
+ private:
+  KeyValues share_[Config::tile / 32];
+};
+
 // Score and mask programs, and the sequence's end.
 __device__ __forceinline__ void apply_programs(float (&scores)[score_count], const ForwardParams& params,
                                                const Item& item, const ThreadRows& rows, Step step) {
   const bool is_partial = (step.flags & Step::partial) != 0;
   if (!Config::scored && !is_partial) return;
+  const int lane = lane_now();
+  const TileKeys keys(params, item.sequence, step.tile, lane);
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int lane =
-        lane_now();  // else positions of keys would be kept from one row to the other: 32 registers
-    const int row = rows.of(r, lane);
-    const int q = item.q_position + row / Config::group;
-    const int h = params.first_query_head + item.kv_head * Config::group + row % Config::group;
+  for (int i = 0; i < score_count / 4; ++i)
 #pragma unroll
-    for (int i = 0; i < score_count / 4; ++i)
+    for (int e = 0; e < 2; ++e) {
+      const int k = step.tile * Config::tile + 8 * i + 2 * (lane % 4) + e;
+      const KeyValues key = keys.of(i, e, lane);
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int k = step.tile * Config::tile + 8 * i + 2 * (lane % 4) + e;
+      for (int r = 0; r < 2; ++r) {
+        const int row = rows.of(r, lane);
+        const int q = item.q_position + row / Config::group;
+        const int h = params.first_query_head + item.kv_head * Config::group + row % Config::group;
         float& score = scores[4 * i + 2 * r + e];
-        score = finished_score(params, score, item.sequence, item.kv_len, h, q, k, is_partial);
+        score = finished_score(params, score, item.sequence, item.kv_len, h, q, k, is_partial,
+                               [&] { return key; });
       }
-  }
+    }
 }
 
 // Values that are not finite were cleared from a partly visible tile (scrub): here they meet the rows that
@@ -82,10 +106,9 @@ __device__ __forceinline__ void add_infinite_values(float (&out)[out_count], con
       const u32 pair = __shfl_sync(~0u, pairs[key / 8 * 2 + r], key % 8 / 2, 4);
       probability[r] = unpack<Config::bfloat16>(key % 2 == 0 ? pair : pair >> 16);
       const int row = rows.of(r, lane);
-      visible[r] =
-          program_visible(params.plan.tables, item.sequence,
-                          params.first_query_head + item.kv_head * Config::group + row % Config::group,
-                          item.q_position + row / Config::group, k);
+      visible[r] = is_visible(params, item.sequence,
+                              params.first_query_head + item.kv_head * Config::group + row % Config::group,
+                              item.q_position + row / Config::group, k);
     }
     const SlotPlace place = find_slot(params.plan, item, k);
     const u16* values = static_cast<const u16*>(params.v_rows.data) + place.page * params.v_page_stride +
@@ -125,8 +148,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   float out[out_count], scores[score_count], rescale[2];
   u32 p[score_count / 2];
   Softmax state;
-  Total total;
-  total.reset();
+  Total total(shared.out[warpgroup], rows);
   state.reset();
 
   // The next item, once its queries are there. False: there is none.
@@ -162,23 +184,9 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
         add_infinite_values(out, p, params, shared.item[item.index], rows, step.tile,
                             shared.infinite[value.index]);
   };
-  const auto finish_chunk = [&](const Softmax& chunk) {
-    MergeWeights weights[2];
-    total.merge_state(chunk, params.factor, weights);
-#pragma unroll
-    for (int i = 0; i < out_count; ++i) total.out[i] = merge(total.out[i], out[i], weights[i / 2 % 2]);
-    total.any = true;
-  };
-  // Its last chunk has ended in `chunk`. Merged into nothing that is as it is.
+  // Its last chunk has ended in `chunk`.
   const auto finish_item = [&](Softmax chunk) {
-    if (total.any) {
-      MergeWeights weights[2];
-      total.merge_state(chunk, params.factor, weights);
-#pragma unroll
-      for (int i = 0; i < out_count; ++i) out[i] = merge(total.out[i], out[i], weights[i / 2 % 2]);
-      chunk = total.state;
-      total.reset();
-    }
+    total.finish(chunk, out, params.factor);
     store(out, chunk, params, shared.item[item.index], rows, shared.out[warpgroup]);
     if (speaks) mbarrier_arrive(&shared.item_free[item.index]);
   };
@@ -213,11 +221,16 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     ask_for_values(fresh);
     pass_turn(warpgroup);
     fresh = chunk_ends;
-    if (!chunk_ends && ((step.flags | following.flags) & Step::partial) == 0) {
-      // Most tiles. From here to the last line is one block of code, which ptxas mixes: whatever is not an
+    Softmax ended = state;
+    if (chunk_ends) {
+      ended.add_quad();
+      state.reset();
+    }
+    if (!item_ends && ((step.flags | following.flags) & Step::partial) == 0) {
+      // Most tiles. From here to the last pin is one block of code, which ptxas mixes: whatever is not an
       // exponential runs in the 8 clocks that one takes. It would wait for P V at the very beginning, but
       // does not move that ahead of the keys' release, and this not ahead of the exponentials that it is tied
-      // to.
+      // to. What the pins hold here would else go behind the next branch.
       wgmma_wait<1>();
       pin(scores);
       apply_programs(scores, params, shared.item[item.index], rows, Step{0, following.tile});
@@ -227,13 +240,13 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       pin(out);
       release_values();
       pack(p, scores);
-      if (__any_sync(~0u, rises)) multiply(out, rescale);
+      pin(p);
+      pin(state.sum);
+      if (chunk_ends)
+        total.add(ended, out, params.factor);
+      else if (__any_sync(~0u, rises))
+        multiply(out, rescale);
     } else {
-      Softmax ended = state;
-      if (chunk_ends) {
-        ended.add_quad();
-        state.reset();
-      }
       wgmma_wait<1>();
       pin(scores);
       release_keys(of_following, following, 0.f);
@@ -246,7 +259,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       if (item_ends)
         finish_item(ended);
       else if (chunk_ends)
-        finish_chunk(ended);
+        total.add(ended, out, params.factor);
       else
         multiply(out, rescale);
       pack(p, scores);

@@ -19,6 +19,7 @@ constexpr int key_blocks = (Config::head_dim + 63) / 64, value_blocks = (Config:
 constexpr int key_tile_bytes = Config::tile * block_row_bytes * key_blocks;
 constexpr int value_tile_bytes = Config::tile * block_row_bytes * value_blocks;
 constexpr int staged_blocks = value_blocks < 2 ? 1 : 2;  // of outputs, at a time
+constexpr int staged_bytes = 64 * block_row_bytes;       // of 64 columns of a warpgroup's rows
 constexpr int query_bytes = forward_rows * block_row_bytes * key_blocks;
 
 // A position in a ring of buffers: which one, and the parity of its barriers' phase.
@@ -59,7 +60,8 @@ struct ForwardMemory {
   unsigned char query[queries][query_bytes];
   unsigned char key[keys][key_tile_bytes];
   unsigned char value[values][value_tile_bytes];
-  unsigned char out[2][64 * block_row_bytes * staged_blocks];  // of a warpgroup, on its way out
+  alignas(16) unsigned char out[2][staged_blocks *
+                                   staged_bytes];  // of a warpgroup: staged outputs, and part of its Total
 
   Item item[items];
   Step step[keys];               // what key[i] is

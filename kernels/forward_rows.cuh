@@ -92,28 +92,75 @@ __device__ __forceinline__ void multiply(float (&out)[out_count], const float (&
   for (int i = 0; i < out_count; ++i) out[i] = __fmul_rn(out[i], by[i / 2 % 2]);
 }
 
-// The chunks of an item that have ended.
-struct Total {
-  float out[out_count];
-  Softmax state;
-  bool any;
+// The chunks of an item that have ended. What registers cannot hold beside scores and outputs lies where
+// outputs are staged when the item ends: what a warp has there is its own.
+class Total {
+ public:
+  // `memory`: of the warpgroup, ForwardMemory::out.
+  __device__ __forceinline__ Total(unsigned char* memory, const ThreadRows& rows)
+      : memory_(shared_address(memory) + rows.warp * (16 * block_row_bytes) + threadIdx.x % 32 * 16) {
+    reset();
+  }
+  // Takes a chunk in.
+  __device__ __forceinline__ void add(const Softmax& chunk, const float (&out)[out_count], float factor) {
+    merge_in(chunk, out, factor, [&](int i, float4 x) { put(i, x); });
+    any_ = true;
+  }
+  // The last chunk has ended: `chunk` and `out` become all of them. Merged into nothing they are as they are.
+  __device__ __forceinline__ void finish(Softmax& chunk, float (&out)[out_count], float factor) {
+    if (!any_) return;
+    merge_in(chunk, out, factor,
+             [&](int i, float4 x) { out[i] = x.x, out[i + 1] = x.y, out[i + 2] = x.z, out[i + 3] = x.w; });
+    __syncwarp();  // all have read what outputs are staged over
+    chunk = state_;
+    reset();
+  }
+
+ private:
+  static constexpr int stored = out_count > 32 ? 32 : 0, kept = out_count - stored;  // of out_count
 
   __device__ __forceinline__ void reset() {
-#pragma unroll
-    for (float& x : out) x = 0.f;
-    state.reset();
-    any = false;
+    state_.reset();
+    any_ = false;
   }
-  // Takes a chunk's state in; outputs follow by the weights.
-  __device__ __forceinline__ void merge_state(const Softmax& chunk, float factor,
-                                              MergeWeights (&weights)[2]) {
+  // take(i, x): outputs i to i + 3 of total and chunk together.
+  template <class Take>
+  __device__ __forceinline__ void merge_in(const Softmax& chunk, const float (&out)[out_count], float factor,
+                                           Take take) {
+    MergeWeights w[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      weights[r] = merge_weights(state.reference[r], chunk.reference[r], factor);
-      state.reference[r] = weights[r].maximum;
-      state.sum[r] = merge(state.sum[r], chunk.sum[r], weights[r]);
+      w[r] = merge_weights(state_.reference[r], chunk.reference[r], factor);
+      state_.reference[r] = w[r].maximum;
+      state_.sum[r] = merge(state_.sum[r], chunk.sum[r], w[r]);
+    }
+#pragma unroll
+    for (int i = 0; i < out_count; i += 4) {
+      const float4 x = any_ ? get(i) : float4{};
+      take(i, float4{merge(x.x, out[i], w[0]), merge(x.y, out[i + 1], w[0]), merge(x.z, out[i + 2], w[1]),
+                     merge(x.w, out[i + 3], w[1])});
     }
   }
+  __device__ __forceinline__ float4 get(int i) const {
+    if (i < kept) return {kept_[i], kept_[i + 1], kept_[i + 2], kept_[i + 3]};
+    return __builtin_bit_cast(float4, load_16_bytes(place_of(i)));
+  }
+  __device__ __forceinline__ void put(int i, float4 x) {
+    if (i < kept)
+      kept_[i] = x.x, kept_[i + 1] = x.y, kept_[i + 2] = x.z, kept_[i + 3] = x.w;
+    else
+      store_16_bytes(place_of(i), __builtin_bit_cast(uint4, x));
+  }
+  // A warp's rows are 2 KiB of each staged block: four times 16 bytes of every lane.
+  __device__ __forceinline__ u32 place_of(int i) const {
+    const int piece = (i - kept) / 4;
+    return memory_ + piece / 4 * staged_bytes + piece % 4 * (32 * 16);
+  }
+
+  float kept_[kept];
+  u32 memory_;
+  Softmax state_;
+  bool any_;
 };
 
 }  // namespace chorale::kernels

@@ -7,58 +7,61 @@
 
 namespace chorale::kernels {
 
-// Where 8 columns of a row of a warpgroup lie in a staged block: spread over the banks.
-__device__ __forceinline__ u32 place(int row, int piece) {
-  return row * block_row_bytes + ((piece % 8) ^ (row % 8)) * 16;
-}
 // Divides, rounds and stores a warp's 16 rows, 64 columns at a time: through shared memory, so that pieces of
-// 128 bytes leave whole. Every warp has its own rows there.
+// 128 bytes leave whole. Every warp has its own rows there, swizzled so that a matrix of 8 rows meets all
+// banks. No branch depends on a lane: what must not be stored is predicated.
 __device__ __forceinline__ void store(const float (&out)[out_count], const Softmax& state,
                                       const ForwardParams& params, const Item& item, const ThreadRows& rows,
                                       unsigned char* staging) {
-  const auto is_real = [&](int row) { return row < Config::rows && row / Config::group < item.positions; };
-  const auto head_of = [&](int row) { return item.kv_head * Config::group + row % Config::group; };
-  const int lane = lane_now();
+  constexpr int group = Config::group;
+  const int lane = lane_now(), live = item.positions * group;  // rows that exist
   RowEnd end[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int row = rows.of(r, lane);
-    const float sink = Config::sinks && is_real(row) ? params.sinks[head_of(row)] : -infinity;
+    const int row = rows.of(r, lane), head = item.kv_head * group + row % group;
+    const float sink = Config::sinks && row < live ? params.sinks[head] : -infinity;
     end[r] = row_end(state.reference[r], state.sum[r], params.factor, sink);
-    if (params.lse != nullptr && lane % 4 == 0 && is_real(row))
-      params
-          .lse[static_cast<long long>(item.q_row + row / Config::group) * (params.kv_heads * Config::group) +
-               head_of(row)] = end[r].lse;
+    if (params.lse != nullptr) {
+      const long long place = item.q_row + row / group;
+      store_4_bytes_if(lane % 4 == 0 && row < live, params.lse + place * (params.kv_heads * group) + head,
+                       end[r].lse);
+    }
   }
-  const int first = rows.first();
-  u16* const to = static_cast<u16*>(params.out.data) + item.q_row * params.out.token_stride;
+  const u32 staged = shared_address(staging) + rows.warp * (16 * block_row_bytes);
+  const u32 written = staged + lane % 16 * block_row_bytes + (lane / 16 ^ lane % 8) * 16;
+  const int piece = lane % 8;  // of 8 columns: 8 lanes a row
+  u16* const to = static_cast<u16*>(params.out.data) + item.q_row * params.out.token_stride +
+                  item.kv_head * group * params.out.head_stride + 8 * piece;
 #pragma unroll
-  for (int block = 0; block < value_blocks; ++block) {
-    unsigned char* const part = staging + block % staged_blocks * (64 * block_row_bytes);
-    if (block >= staged_blocks) __syncwarp();  // all have read what was there
+  for (int first = 0; first < value_blocks; first += staged_blocks) {
+    constexpr int pieces = 4 * staged_blocks;
+    if (first > 0) __syncwarp();  // all have read what was there
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {  // 16 columns
-      if (64 * block + 16 * i >= Config::value_dim) continue;
+    for (int i = 0; i < pieces; ++i) {  // of 16 columns
+      const int column = 64 * first + 16 * i;
+      if (column >= Config::value_dim) continue;
       u32 d[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float* two = out + 32 * block + 8 * i + 2 * j;
-        const float x = finished(two[0], end[j % 2].factor), y = finished(two[1], end[j % 2].factor);
-        d[j] = Config::bfloat16 ? pack_bfloat16(x, y) : pack_float16(x, y);
+        const float* two = out + column / 2 + 2 * j;
+        d[j] = finished_pair<Config::bfloat16>(two[0], two[1], end[j % 2].factor);
       }
-      store_matrices(shared_address(part) + place((first + lane % 16) % 64, 2 * i + lane / 16), d[0], d[1],
-                     d[2], d[3]);
+      store_matrices((written ^ 32 * (i % 4)) + i / 4 * staged_bytes, d[0], d[1], d[2], d[3]);
     }
     __syncwarp();
-    const int piece = lane % 8;  // of 8 columns: 8 lanes a row
+    uint4 data[pieces];  // of 4 rows
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = first + 4 * i + lane / 8;
-      const uint4 data = *reinterpret_cast<const uint4*>(part + place(row % 64, piece));
-      if (is_real(row) && 64 * block + 8 * piece < Config::value_dim)
-        store_16_bytes(to + row / Config::group * params.out.token_stride +
-                           head_of(row) * params.out.head_stride + 64 * block + 8 * piece,
-                       data);
+    for (int i = 0; i < pieces; ++i) {
+      const int row = 4 * (i % 4) + lane / 8;
+      data[i] = load_16_bytes(staged + i / 4 * staged_bytes + row * block_row_bytes + (piece ^ row % 8) * 16);
+    }
+#pragma unroll
+    for (int i = 0; i < pieces; ++i) {
+      const int row = rows.first() + 4 * (i % 4) + lane / 8, column = 64 * (first + i / 4);
+      store_16_bytes_if(
+          row < live && column + 8 * piece < Config::value_dim,
+          to + row / group * params.out.token_stride + row % group * params.out.head_stride + column,
+          data[i]);
     }
   }
   __syncwarp();

@@ -8,8 +8,11 @@
 // Before a kernel's sources the host puts the constants of config.cuh, this file, and "program.cuh", which is
 // no file here: it is made of the mask and the score (src/mask/emit_cuda.h), with h counted from
 // ForwardParams::first_query_head and `tables` = PlanView::tables:
-//     bool  program_visible(tables, int b, int h, int q, int k);
-//     float program_score(tables, float score, int b, int h, int q, int k);
+//     struct KeyValues { static constexpr int count; int v[...]; };
+//     KeyValues program_keys(tables, int b, int k);
+//           what the other two read of tables by the key alone, once for all rows
+//     bool  program_visible(tables, int b, int h, int q, int k, const KeyValues&);
+//     float program_score(tables, float score, int b, int h, int q, int k, const KeyValues&);
 //     int   program_coverage(tables, int b, int h_first, int h_last, int q_first, int q_last,
 //                            int k_first, int k_last);
 //           0: no pair of the box is visible, 2: all are, 1: not known

@@ -60,9 +60,9 @@ __device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 
 // The lane, in a form that keeps the compiler from working out beforehand, and keeping, what follows from it.
 __device__ __forceinline__ int lane_now() {
-  int lane;
+  u32 lane;
   asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-  return lane;
+  return static_cast<int>(lane % 32);  // which the compiler does not know
 }
 
 // Two e4m3 codes, the lower byte first, as floats: exact.
@@ -263,9 +263,35 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ void store_16_bytes(void* to, uint4 x) {
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+__device__ __forceinline__ uint4 load_16_bytes(u32 shared) {
+  uint4 x;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(shared)
                : "memory");
+  return x;
+}
+__device__ __forceinline__ void store_16_bytes(u32 shared, uint4 x) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
+               : "memory");
+}
+// Stores without a branch.
+__device__ __forceinline__ void store_16_bytes_if(bool stores, void* to, uint4 x) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "setp.ne.u32 p, %5, 0;\n"
+      "@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n}" ::"l"(to),
+      "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(static_cast<u32>(stores))
+      : "memory");
+}
+__device__ __forceinline__ void store_4_bytes_if(bool stores, float* to, float x) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "setp.ne.u32 p, %2, 0;\n"
+      "@p st.global.f32 [%0], %1;\n}" ::"l"(to),
+      "f"(x), "r"(static_cast<u32>(stores))
+      : "memory");
 }
 // --- asynchronous copies of 16 bytes ------------------------------------------------------------------
 

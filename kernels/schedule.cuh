@@ -66,7 +66,8 @@ __device__ __forceinline__ void leave(const PlanView& plan) {
   }
 }
 
-// The tiles that a row block sees, in ascending order, found by a whole warp: 32 are classified at once.
+// The tiles that a row block sees, in ascending order, found by a whole warp: 32 are classified at once, and
+// before them, where there are more, 32 groups of 32.
 class VisibleTiles {
  public:
   __device__ VisibleTiles(const ForwardParams& params, const RowRange& rows)
@@ -86,19 +87,28 @@ class VisibleTiles {
 
  private:
   __device__ void advance() {
+    const int lane = static_cast<int>(threadIdx.x % 32);
     for (; first_ < tiles_; first_ += 32) {
-      const int tile = first_ + static_cast<int>(threadIdx.x % 32);
-      const int coverage = tile < tiles_ ? tile_coverage(params_.plan, rows_, tile) : static_cast<int>(empty);
-      seen_ = __ballot_sync(~0u, coverage != empty);
-      whole_ = __ballot_sync(~0u, coverage == full);
+      if (Config::masked && tiles_ > 32) {
+        const int group = first_ / 32;
+        if (group % 32 == 0) groups_ = __ballot_sync(~0u, coverage(first_ + 32 * lane, 32) != empty);
+        if ((groups_ >> group % 32 & 1) == 0) continue;
+      }
+      const int found = coverage(first_ + lane, 1);
+      seen_ = __ballot_sync(~0u, found != empty);
+      whole_ = __ballot_sync(~0u, found == full);
       if (seen_ != 0) return;
     }
+  }
+  __device__ int coverage(int tile, int tiles) const {
+    return tile < tiles_ ? tile_coverage(params_.plan, rows_, tile, tiles) : static_cast<int>(empty);
   }
 
   const ForwardParams& params_;
   RowRange rows_;
   int tiles_;
   int first_ = 0;
+  u32 groups_ = 0;  // of the last 32 groups that were looked at, those that may be seen
   u32 seen_ = 0, whole_ = 0;
 };
 

@@ -76,4 +76,11 @@ __device__ __forceinline__ float finished(float out, float factor) {
   return factor == 0.f ? 0.f : __fmul_rn(out, factor);
 }
 
+template <bool bfloat16>
+__device__ __forceinline__ u32 finished_pair(float x, float y, float factor) {
+  x = __fmul_rn(x, factor), y = __fmul_rn(y, factor);
+  const u32 pair = bfloat16 ? pack_bfloat16(x, y) : pack_float16(x, y);
+  return factor == 0.f ? 0 : pair;
+}
+
 }  // namespace chorale::kernels

@@ -16,8 +16,10 @@ struct RowRange {
   int sequence, head_first, head_last, q_first, q_last;  // logical positions
   int kv_len;
 };
-__device__ __forceinline__ int tile_coverage(const PlanView& plan, const RowRange& rows, int tile) {
-  const int k_first = tile * Config::tile, k_end = k_first + Config::tile;
+// How much of `tiles` tiles from `tile` on, of which the first begins before the sequence's end.
+__device__ __forceinline__ int tile_coverage(const PlanView& plan, const RowRange& rows, int tile,
+                                             int tiles = 1) {
+  const int k_first = tile * Config::tile, k_end = k_first + tiles * Config::tile;
   int coverage = k_end <= rows.kv_len ? full : partial;
   if constexpr (Config::masked) {
     const int k_last = min(k_end, rows.kv_len) - 1;
@@ -28,16 +30,25 @@ __device__ __forceinline__ int tile_coverage(const PlanView& plan, const RowRang
   return coverage;
 }
 
+__device__ __forceinline__ bool is_visible(const ForwardParams& params, int sequence, int h, int q, int k) {
+  const TableView* tables = params.plan.tables;
+  return program_visible(tables, sequence, h, q, k, program_keys(tables, sequence, k));
+}
+
 // The score of one query and key as the softmax takes it: through the score program, and -infinity where the
-// row does not see the key. A tile that is not `partial` is seen whole.
+// row does not see the key. A tile that is not `partial` is seen whole. key(): the key's values of the
+// programs.
+template <class Key>
 __device__ __forceinline__ float finished_score(const ForwardParams& params, float score, int sequence,
-                                                int kv_len, int h, int q, int k, bool is_partial) {
+                                                int kv_len, int h, int q, int k, bool is_partial, Key key) {
+  const TableView* tables = params.plan.tables;
   if constexpr (Config::scored)
-    score = program_score(params.plan.tables, __fmul_rn(score, params.scale), sequence, h, q, k);
+    score = program_score(tables, __fmul_rn(score, params.scale), sequence, h, q, k, key());
   if (!is_partial) return score;
-  bool visible = k < kv_len;
-  if constexpr (Config::masked) visible = visible && program_visible(params.plan.tables, sequence, h, q, k);
-  return visible ? score : -infinity;
+  bool visible =
+      true;  // the program also beyond the end, where it does no harm: else reads would be conditional
+  if constexpr (Config::masked) visible = program_visible(tables, sequence, h, q, k, key());
+  return visible && k < kv_len ? score : -infinity;
 }
 
 }  // namespace chorale::kernels

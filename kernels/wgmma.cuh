@@ -34,6 +34,11 @@ __device__ __forceinline__ void pin(float (&registers)[size]) {
 #pragma unroll
   for (int i = 0; i < size; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
+template <int size>
+__device__ __forceinline__ void pin(u32 (&registers)[size]) {
+#pragma unroll
+  for (int i = 0; i < size; ++i) asm volatile("" : "+r"(registers[i])::"memory");
+}
 
 // Operands in shared memory are blocks of 64 columns (128 bytes) a row, rows one after another, swizzled by
 // 128 bytes as the copy engine writes them; a block starts at a multiple of 1024 bytes. Descriptors of them

@@ -112,7 +112,7 @@ __global__ void reference(double* out, double* lse, const Sequence* sequences, c
     query[i] = unpack<Config::bfloat16>(stored(input(seed, 0, blockIdx.y, q, head, i)));
   __syncthreads();
   const auto score = [&](int k) {
-    if (Config::masked && !program_visible(nullptr, blockIdx.y, head, q, k)) return -HUGE_VAL;
+    if (Config::masked && !program_visible(nullptr, blockIdx.y, head, q, k, {})) return -HUGE_VAL;
     double x = 0;
     for (int i = 0; i < dim; ++i)
       x += query[i] * cached_value(input(seed, 1, blockIdx.y, k, head / Config::group, i), 1);

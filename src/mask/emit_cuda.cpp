@@ -118,15 +118,20 @@ std::string_view operator_of(Op op) {
 class Emitter {
  public:
   Emitter(const Program& program, std::size_t first_table)
-      : program_(program), first_table_(first_table), bounds_(device_bounds(program)) {}
+      : program_(program), first_table_(first_table), bounds_(device_bounds(program)) {
+    find_key_loads();
+  }
   virtual ~Emitter() = default;
+
+  // Reads of tables that depend on the key alone (and on the sequence): one value for all rows.
+  const std::vector<std::int32_t>& key_loads() const { return key_loads_; }
 
   // The statements, and what the last one's value is called.
   std::pair<std::string, std::string> emit() {
     std::string statements;
     const auto size = static_cast<std::int32_t>(program_.instructions().size());
     for (std::int32_t i = 0; i < size; ++i) {
-      if (!is_used(at(i))) continue;
+      if (!is_used(i)) continue;
       statements += fmt::format("  const {} v{} = {};\n", type_name(i), i, expression(i));
     }
     return {std::move(statements), name(size - 1)};
@@ -137,7 +142,7 @@ class Emitter {
   virtual std::string type_name(std::int32_t i) const = 0;
   virtual std::string expression(std::int32_t i) const = 0;
   virtual std::string converted(std::int32_t i, bool to_wide) const = 0;
-  virtual bool is_used(const Instruction& instruction) const { return arity(instruction.op) > 0; }
+  virtual bool is_used(std::int32_t i) const { return arity(at(i).op) > 0; }
 
   const Instruction& at(std::int32_t i) const { return program_.instructions()[static_cast<std::size_t>(i)]; }
   const Instruction& operand(std::int32_t i, int j) const { return at(at(i).operands[j]); }
@@ -176,19 +181,41 @@ class Emitter {
     if (at(i).op == Op::table_2d) text += ", " + value(i, 1);
     return text;
   }
+  // Of an instruction: no row decides it.
+  bool is_of_key(std::int32_t i) const { return is_of_key_[static_cast<std::size_t>(i)]; }
 
  private:
+  void find_key_loads() {
+    std::vector<bool> has_key;
+    for (const Instruction& instruction : program_.instructions()) {
+      bool of_key = instruction.op != Op::h && instruction.op != Op::q && instruction.op != Op::score;
+      bool key = instruction.op == Op::k;
+      for (int j = 0; j < arity(instruction.op); ++j) {
+        const auto x = static_cast<std::size_t>(instruction.operands[j]);
+        of_key = of_key && is_of_key_[x];
+        key = key || has_key[x];
+      }
+      if (is_table(instruction.op) && of_key && key)
+        key_loads_.push_back(static_cast<std::int32_t>(is_of_key_.size()));
+      is_of_key_.push_back(of_key);
+      has_key.push_back(key);
+    }
+  }
+
   const Program& program_;
   std::size_t first_table_;
   std::vector<Bounds> bounds_;
+  std::vector<bool> is_of_key_;
+  std::vector<std::int32_t> key_loads_;
 };
 
-class PointEmitter final : public Emitter {
+class PointEmitter : public Emitter {
  public:
-  PointEmitter(const Program& program, std::size_t first_table, bool is_score)
-      : Emitter(program, first_table), is_score_(is_score) {}
+  // Its key loads are key.v[first_key_value] and on.
+  PointEmitter(const Program& program, std::size_t first_table, bool is_score, std::size_t first_key_value)
+      : Emitter(program, first_table), is_score_(is_score), first_key_value_(first_key_value) {}
 
- private:
+ protected:
   std::string leaf(std::int32_t i) const override {
     switch (at(i).op) {
       case Op::constant_bool:
@@ -223,7 +250,7 @@ class PointEmitter final : public Emitter {
     switch (op) {
       case Op::table_1d:
       case Op::table_2d:
-        return fmt::format("load<{}>({})", at(i).type == Type::floating ? "float" : "int", table(i));
+        return read(i);
       case Op::select:
         return result(i, fmt::format("{} ? {} : {}", value(i, 0), integer(i, 1), integer(i, 2)));
       case Op::less:
@@ -244,6 +271,19 @@ class PointEmitter final : public Emitter {
     return operands == Type::floating ? floating(i) : result(i, call(i));
   }
 
+  // Of a table: where it depends on the key alone, what program_keys has read.
+  virtual std::string read(std::int32_t i) const {
+    const auto found = std::find(key_loads().begin(), key_loads().end(), i);
+    if (found == key_loads().end()) return load(i);
+    const std::string value =
+        fmt::format("key.v[{}]", first_key_value_ + static_cast<std::size_t>(found - key_loads().begin()));
+    return at(i).type == Type::floating ? fmt::format("__int_as_float({})", value) : value;
+  }
+  std::string load(std::int32_t i) const {
+    return fmt::format("load<{}>({})", at(i).type == Type::floating ? "float" : "int", table(i));
+  }
+
+ private:
   std::string floating(std::int32_t i) const {
     const auto binary = [&](std::string_view function) {
       return fmt::format("{}({}, {})", function, value(i, 0), value(i, 1));
@@ -289,6 +329,29 @@ class PointEmitter final : public Emitter {
   }
 
   bool is_score_;
+  std::size_t first_key_value_;
+};
+
+// The part of a program that program_keys runs.
+class KeyEmitter final : public PointEmitter {
+ public:
+  using PointEmitter::PointEmitter;
+
+  // Statements that read its key values.
+  std::string emit_loads(std::size_t first_key_value) {
+    if (key_loads().empty()) return {};
+    std::string text = emit().first;
+    for (const std::int32_t i : key_loads()) {
+      const std::string_view form =
+          at(i).type == Type::floating ? "  key.v[{}] = __float_as_int(v{});\n" : "  key.v[{}] = v{};\n";
+      text += fmt::format(fmt::runtime(form), first_key_value++, i);
+    }
+    return fmt::format("  {{\n{}  }}\n", text);
+  }
+
+ private:
+  bool is_used(std::int32_t i) const override { return PointEmitter::is_used(i) && is_of_key(i); }
+  std::string read(std::int32_t i) const override { return load(i); }
 };
 
 // Floats are not followed: a comparison of floats is not known.
@@ -297,9 +360,7 @@ class IntervalEmitter final : public Emitter {
   using Emitter::Emitter;
 
  private:
-  bool is_used(const Instruction& instruction) const override {
-    return Emitter::is_used(instruction) && instruction.type != Type::floating;
-  }
+  bool is_used(std::int32_t i) const override { return Emitter::is_used(i) && at(i).type != Type::floating; }
   std::string leaf(std::int32_t i) const override {
     const auto integers = [&](std::string_view least, std::string_view most) {
       return fmt::format("Interval<{}>{{{}, {}}}", is_wide(i) ? "Long" : "int", least, most);
@@ -340,9 +401,8 @@ class IntervalEmitter final : public Emitter {
   }
 };
 
-std::string point_function(std::string_view signature, const Program& program, std::size_t first_table,
-                           bool is_score) {
-  const auto [statements, value] = PointEmitter(program, first_table, is_score).emit();
+std::string point_function(std::string_view signature, const Program& program, PointEmitter emitter) {
+  const auto [statements, value] = emitter.emit();
   return fmt::format(
       "// {}\n__device__ __forceinline__ {} {{\n  using namespace program;\n{}  return {};\n}}\n",
       program.to_string(), signature, statements, value);
@@ -364,14 +424,28 @@ Status check_cuda_programs(const Program& mask, const Program& score) {
 }
 
 std::string emit_cuda(const Program& mask, const Program& score) {
-  std::string text = "#pragma once\n#include \"program_math.cuh\"\n\nnamespace chorale::kernels {\n\n";
-  text += programs::point_function(
-      "bool program_visible(const TableView* tables, int b, int h, int q, int k)", mask, 0, false);
+  using namespace programs;
+  const std::size_t tables = mask.tables().size();
+  const PointEmitter visible(mask, 0, false, 0);
+  const std::size_t mask_values = visible.key_loads().size();
+  const PointEmitter scored(score, tables, true, mask_values);
+  std::string text = fmt::format(
+      "#pragma once\n#include \"program_math.cuh\"\n\nnamespace chorale::kernels {{\n\n"
+      "struct KeyValues {{\n  static constexpr int count = {0};\n  int v[count + 1];  // no array is "
+      "empty\n}};\n"
+      "__device__ __forceinline__ KeyValues program_keys(const TableView* tables, int b, int k) {{\n"
+      "  using namespace program;\n  KeyValues key{{}};\n{1}{2}  return key;\n}}\n\n",
+      mask_values + scored.key_loads().size(), KeyEmitter(mask, 0, false, 0).emit_loads(0),
+      KeyEmitter(score, tables, true, 0).emit_loads(mask_values));
+  text += point_function(
+      "bool program_visible(const TableView* tables, int b, int h, int q, int k, const KeyValues& key)", mask,
+      visible);
   text += "\n";
-  text += programs::point_function(
-      "float program_score(const TableView* tables, float score, int b, int h, int q, int k)", score,
-      mask.tables().size(), true);
-  const auto [statements, value] = programs::IntervalEmitter(mask, 0).emit();
+  text += point_function(
+      "float program_score(const TableView* tables, float score, int b, int h, int q, int k,\n"
+      "                                               const KeyValues& key)",
+      score, scored);
+  const auto [statements, value] = IntervalEmitter(mask, 0).emit();
   text += fmt::format(
       "\n__device__ __forceinline__ int program_coverage(const TableView* tables, int b, int h_first, int "
       "h_last,\n"

@@ -193,6 +193,21 @@ TEST_F(EmitCuda, SixtyFourBitsOnlyWhereTheyAreNeeded) {
   EXPECT_THAT(source_of("q < 5000000000"), HasSubstr("5000000000LL"));
 }
 
+// Kernels read a tile's keys once for all rows.
+TEST_F(EmitCuda, TablesAtAKeyAreReadOncePerKey) {
+  const std::string documents = emit_cuda(mask::document(Table::integers("ids", {1, 2})).program(),
+                                          score::alibi(score::alibi_slopes(4)).program());
+  EXPECT_THAT(documents, HasSubstr("count = 1;"));
+  EXPECT_THAT(documents, HasSubstr("load<int>(tables[0], q);"));  // of a row
+  EXPECT_THAT(documents, HasSubstr(" = key.v[0];"));
+  EXPECT_THAT(source_of("causal"), HasSubstr("count = 0;"));
+  // A table of a table, and one by sequence and key.
+  const Table next = Table::integers("next", {1, 0});
+  const std::string chained = emit_cuda(
+      Mask::parse("next[next[k + 1]] <= q", std::span(&next, 1)).value().program(), Score().program());
+  EXPECT_THAT(chained, HasSubstr("count = 2;"));
+}
+
 // A kernel serves every batch: no value and no size of a table is in it.
 TEST_F(EmitCuda, SourceDoesNotDependOnTheTables) {
   const auto with = [](std::vector<std::int32_t> values) {
