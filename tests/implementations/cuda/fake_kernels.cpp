@@ -25,6 +25,7 @@ using namespace kernels;
 
 std::mutex mutex;
 Problem problem;  // of the last plan: the fake cannot run emitted programs
+std::vector<std::string> launches;
 
 int constant(const std::string& source, const std::string& name) {
   const std::string define = "#define CHORALE_" + name + " ";
@@ -346,6 +347,7 @@ void copy_pages(const CopyPagesParams& params) {
 void launch(const std::string& entry, const std::string& source, int blocks, const void* parameters) {
   const std::lock_guard lock(mutex);
   EXPECT_GT(blocks, 0);
+  launches.push_back(entry);
   if (entry == "chorale_store") return store(source, *static_cast<const StoreParams*>(parameters));
   if (entry == "chorale_copy_pages") return copy_pages(*static_cast<const CopyPagesParams*>(parameters));
   if (entry == "chorale_widen") return widen(source, *static_cast<const WidenParams*>(parameters));
@@ -359,6 +361,11 @@ void launch(const std::string& entry, const std::string& source, int blocks, con
 void planned(const Problem& bound) {
   const std::lock_guard lock(mutex);
   problem = bound;
+}
+
+std::vector<std::string> taken_launches() {
+  const std::lock_guard lock(mutex);
+  return std::exchange(launches, {});
 }
 
 }  // namespace chorale::testing
