@@ -29,13 +29,10 @@ Result<double> compile(const CaseRequest& request) {
   CHORALE_ASSIGN_OR_RETURN(const Problem problem, make_problem(request));
   const Batch batch = make_batch(request);
   const cuda::Order order = order_of(problem, request.chunk);
-  const cuda::WorkList work = cuda::make_work_list(problem, batch, order.chunk, 1);
+  const cuda::WorkList work = cuda::make_work_list(problem, batch, order, 1);
   const cuda::KernelCache cache(cuda::KernelCache::default_folder());
   double seconds = 0;
-  for (const auto& [kind, part] :
-       {std::pair(cuda::KernelKind::forward, &work.forward), {cuda::KernelKind::decode, &work.decode}}) {
-    if (part->row_blocks.empty()) continue;
-    const auto key = cuda::kernel_key(kind, problem, order, batch.page_size, part->positions);
+  for (const cuda::KernelKey& key : cuda::kernel_keys(work, problem, order, batch.page_size)) {
     CHORALE_ASSIGN_OR_RETURN(const cuda::CompiledKernel kernel,
                              cuda::compile_kernel(key, cuda::hopper, cache));
     if (!kernel.from_cache) seconds += kernel.seconds;

@@ -6,6 +6,7 @@
 // 8-bit codes are taken as ldmatrix hands them out: as 4c to 4c + 3.
 #pragma once
 
+#include "codes.cuh"
 #include "decode_memory.cuh"
 
 namespace chorale::kernels {
@@ -20,15 +21,6 @@ __device__ __forceinline__ u32 slab_place(int row, int piece) {
   if constexpr (column_blocks == 1) return swizzled(row, piece);
   const int first = (row / box_slots * column_blocks + piece / 8) * box_slots;  // of the box and its block
   return swizzled(first + row % box_slots, piece % 8);
-}
-
-__device__ __forceinline__ u32 pack(float low, float high) {
-  return Config::bfloat16 ? pack_bfloat16(low, high) : pack_float16(low, high);
-}
-// Two codes as the values they stand for.
-__device__ __forceinline__ u32 decode_pair(u32 codes, float scale) {
-  const float2 x = unpack_e4m3(static_cast<u16>(codes));
-  return pack(__fmul_rn(x.x, scale), __fmul_rn(x.y, scale));
 }
 
 // Rows of a row group: b[2 s], b[2 s + 1] of step s.

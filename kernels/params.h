@@ -17,9 +17,9 @@
 //                            int k_first, int k_last);
 //           0: no pair of the box is visible, 2: all are, 1: not known
 //
-// Entry points are extern "C" and named chorale_forward, chorale_decode, chorale_store and
-// chorale_copy_pages. Each file says how it is to be launched (smem: dynamic shared memory; overlaps: it may
-// begin before the launch before it has ended, and waits for that with griddepcontrol):
+// Entry points are extern "C" and named chorale_forward, chorale_decode, chorale_widen,
+// chorale_store and chorale_copy_pages. Each file says how it is to be launched (smem: dynamic shared memory;
+// overlaps: it may begin before the launch before it has ended, and waits for that with griddepcontrol):
 //     extern "C" __device__ const int chorale_forward_threads = 384, chorale_forward_smem = bytes;
 //     extern "C" __device__ const int chorale_decode_overlaps = 1;
 #pragma once
@@ -66,11 +66,18 @@ struct alignas(16) SplitItem {
   int first_counter;        // of arrivals, per KV head
 };
 
+// Config::tile keys of a sequence, counted from its start: a unit of widening.
+struct KeyTile {
+  int sequence;
+  int number;
+};
+
 // Read from device memory, like everything that changes from step to step.
 struct PlanCounts {
   int row_blocks;          // longest first
   int split_items;         // 0: the plan is not split
   int block_table_stride;  // pages a row; packed keys: 0
+  int key_tiles;           // to widen
 };
 
 // Constant arrays of the mask and score programs, in the order in which the emitted code names them. An array
@@ -130,10 +137,11 @@ struct ForwardParams {
   const float* k_scale;                    // [KV heads], fp8 caches only
   const float* v_scale;
   PlanView plan;
-  float scale;   // of q . k
-  float factor;  // turns a score into a power of two: scale * log2(e), or log2(e) after a score program
-  int kv_heads;
-  int heads_together;    // KV heads whose blocks run side by side, so that their keys stay in the L2 cache
+  float scale;         // of q . k
+  float factor;        // turns a score into a power of two: scale * log2(e), or log2(e) after a score program
+  int kv_heads;        // of the problem: so many groups a row of lse has
+  int heads;           // KV heads of this launch; its tensors, lse too, begin with the first of them
+  int heads_together;  // KV heads whose blocks run side by side, so that their keys stay in the L2 cache
   int first_query_head;  // what `h` counts from in programs
   // Split decode: partial states, slot = first_slot + chunk, for each KV head in turn.
   float* partial_out;        // [kv_heads, slots, rows, value_dim]
@@ -143,6 +151,20 @@ struct ForwardParams {
   int slots;
   int arrival_counters;
   int item_room;  // split items that may be read, whatever their number is
+};
+
+// 8-bit keys and values to what they stand for, for a forward that follows. Tile i of the list goes to the
+// rows from i T on.
+struct WidenParams {
+  Rows k, v;                               // codes, of one page: token_stride lies between its slots
+  long long k_page_stride, v_page_stride;  // elements
+  const float* k_scale;                    // [KV heads]
+  const float* v_scale;
+  Rows k_wide, v_wide;   // [counts->key_tiles T, KV heads, dim], of the problem's type
+  const KeyTile* tiles;  // [counts->key_tiles]
+  PlanView plan;
+  int heads;             // KV heads of this launch
+  int first_query_head;  // what `h` counts from in programs
 };
 
 }  // namespace chorale::kernels

@@ -29,10 +29,10 @@ struct Item {
 __device__ __forceinline__ Item find_item(const ForwardParams& params, int index) {
   const PlanView& plan = params.plan;
   const int blocks = plan.counts->row_blocks;
-  if (index >= blocks * params.kv_heads) return {-1, 0, 0, 0, 0, 0, 0};
+  if (index >= blocks * params.heads) return {-1, 0, 0, 0, 0, 0, 0};
   const int section = index / (blocks * params.heads_together);
   const int first_head = section * params.heads_together;
-  const int heads = min(params.heads_together, params.kv_heads - first_head);
+  const int heads = min(params.heads_together, params.heads - first_head);
   const int rest = index - first_head * blocks;
   const RowBlock block = plan.row_blocks[rest / heads];
   const Sequence sequence = plan.sequences[block.sequence];
@@ -101,7 +101,7 @@ class VisibleTiles {
     }
   }
   __device__ int coverage(int tile, int tiles) const {
-    return tile < tiles_ ? tile_coverage(params_, rows_, tile, tiles) : static_cast<int>(empty);
+    return tile < tiles_ ? tile_coverage(params_.plan, rows_, tile, tiles) : static_cast<int>(empty);
   }
 
   const ForwardParams& params_;

@@ -17,13 +17,13 @@ struct RowRange {
   int kv_len;
 };
 // How much of `tiles` tiles from `tile` on, of which the first begins before the sequence's end.
-__device__ __forceinline__ int tile_coverage(const ForwardParams& params, const RowRange& rows, int tile,
+__device__ __forceinline__ int tile_coverage(const PlanView& plan, const RowRange& rows, int tile,
                                              int tiles = 1) {
   const int k_first = tile * Config::tile, k_end = k_first + tiles * Config::tile;
   int coverage = k_end <= rows.kv_len ? full : partial;
   if constexpr (Config::masked) {
     const int k_last = min(k_end, rows.kv_len) - 1;
-    const int seen = program_coverage(params.plan.tables, rows.sequence, rows.head_first, rows.head_last,
+    const int seen = program_coverage(plan.tables, rows.sequence, rows.head_first, rows.head_last,
                                       rows.q_first, rows.q_last, k_first, k_last);
     coverage = min(coverage, seen);
   }

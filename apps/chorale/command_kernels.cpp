@@ -39,8 +39,12 @@ struct Row {
 // What roles with packed keys need and what the rollout's pages need.
 std::vector<KernelKey> kernels_of(const Problem& problem, int page_size) {
   std::vector<KernelKey> keys;
-  for (const int page : {0, page_size})
-    keys.push_back(cuda::kernel_key(cuda::KernelKind::forward, problem, page));
+  for (const int page : {0, page_size}) {
+    if (problem.has_kv_scales()) keys.push_back(cuda::kernel_key(cuda::KernelKind::widen, problem, page));
+    if (const KernelKey key = cuda::kernel_key(cuda::KernelKind::forward, problem, page);
+        std::ranges::find(keys, key) == keys.end())
+      keys.push_back(key);
+  }
   keys.push_back(cuda::kernel_key(cuda::KernelKind::decode, problem, page_size));
   keys.push_back(cuda::kernel_key(cuda::KernelKind::store, problem, page_size));
   keys.push_back(cuda::kernel_key(cuda::KernelKind::copy_pages, problem, page_size));

@@ -190,7 +190,7 @@ struct Case {
     params.plan.next_item = to_device(std::vector<int>{0, 0});
     params.scale = 1 / std::sqrt(static_cast<float>(dim));
     params.factor = params.scale * 1.4426950408889634f;
-    params.kv_heads = kv_heads;
+    params.kv_heads = params.heads = kv_heads;
     params.heads_together = static_cast<int>(  // as CudaPlan::look_over
         std::clamp<long long>((32 << 20) / std::max(1ll, 4ll * keys * dim), 1, kv_heads));
     CHECK(cudaDeviceSynchronize());

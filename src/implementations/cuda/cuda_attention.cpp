@@ -53,10 +53,6 @@ Status supports_problem(const Problem& problem) {
   if (problem.group_size() > block_rows)
     return Status::unsupported(
         fmt::format("{} query heads for each KV head: must be at most {}", problem.group_size(), block_rows));
-  if (!forward_kernel_serves(problem.has_kv_scales()) && problem.group_size() > decode_rows)
-    return Status::unsupported(
-        fmt::format("{} query heads for each KV head: must be at most {} with 8-bit keys",
-                    problem.group_size(), decode_rows));
   // A maximum of raw scores is one of scaled scores only then.
   if (!(problem.scale_or_default() > 0))
     return Status::unsupported(fmt::format("scale {}: must be above 0", problem.scale_or_default()));

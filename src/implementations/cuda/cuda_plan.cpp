@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "implementations/cuda/order.h"
-#include "implementations/cuda/tensor_maps.h"
 #include "implementations/validate.h"
 #include "mask/emit_cuda.h"
 #include "mask/table.h"
@@ -16,14 +15,12 @@
 namespace chorale::cuda {
 namespace {
 
-constexpr float log2_e = 0x1.715476p+0f;
-
 // Hands out offsets one after another.
 class Cursor {
  public:
   template <class T>
   std::size_t take(std::size_t count) {
-    constexpr std::size_t alignment = 16;
+    constexpr std::size_t alignment = 128;  // a line of the L2 cache
     at_ = (at_ + alignment - 1) / alignment * alignment;
     return std::exchange(at_, at_ + count * sizeof(T));
   }
@@ -74,42 +71,6 @@ void put_tables(std::byte* host, DevicePointer device, std::size_t views, std::s
   }
 }
 
-// A page pool as it is, packed rows as a pool of one page.
-TensorView as_pages(const TensorView& view) {
-  if (view.rank == 4) return view;
-  TensorView pages = view;
-  pages.rank = 4;
-  pages.shape = {1, view.shape[0], view.shape[1], view.shape[2]};
-  pages.stride = {0, view.stride[0], view.stride[1], view.stride[2]};
-  return pages;
-}
-
-int column_blocks_of(const KernelKey& key) {
-  if (key.kind != KernelKind::decode) return 1;
-  return kernels::box_column_blocks(key.head_dim, key.value_dim, key.fp8_cache, key.page_size);
-}
-
-template <class T>
-T* pointer_of(const TensorView& view) {
-  return view.empty() ? nullptr : static_cast<T*>(view.data);
-}
-
-Status check_vector(std::string_view name, const TensorView& view) {
-  if (view.empty() || view.is_contiguous()) return Status::ok();
-  return Status::unsupported(fmt::format("{}: must be contiguous on a GPU", name));
-}
-
-Status check_layout(const ForwardTensors& tensors) {
-  CHORALE_RETURN_IF_ERROR(check_alignment("q", tensors.q));
-  CHORALE_RETURN_IF_ERROR(check_alignment("k", tensors.k));
-  CHORALE_RETURN_IF_ERROR(check_alignment("v", tensors.v));
-  CHORALE_RETURN_IF_ERROR(check_alignment("out", tensors.out));
-  CHORALE_RETURN_IF_ERROR(check_vector("lse", tensors.lse));
-  CHORALE_RETURN_IF_ERROR(check_vector("sinks", tensors.sinks));
-  CHORALE_RETURN_IF_ERROR(check_vector("k_scale", tensors.k_scale));
-  return check_vector("v_scale", tensors.v_scale);
-}
-
 // All but the block table, of which a plan keeps what it uses (PageTable).
 Batch without_table(const Batch& batch) {
   Batch rest;
@@ -131,6 +92,7 @@ CudaPlan::Sizes CudaPlan::sizes_of(const Problem& problem, const Batch& batch, c
   sizes.decode_blocks = work.decode.row_blocks.size();
   sizes.split_items = static_cast<std::size_t>(work.decode.split.chunks);
   sizes.slots = static_cast<std::size_t>(work.decode.split.most_slots);
+  sizes.key_tiles = work.key_tiles.size();
   sizes.block_table = batch.block_table.size();
   for (const Table* table : tables_of(problem))
     sizes.table_bytes += value_bytes(*table) + (table->is_float() ? 0 : 2 * value_bytes(*table) + 64);
@@ -144,6 +106,7 @@ Status CudaPlan::check_room(const Sizes& wanted, const Sizes& room) {
       {"decoding sequences", wanted.decode_blocks, room.decode_blocks},
       {"chunks of keys", wanted.split_items, room.split_items},
       {"partial states", wanted.slots, room.slots},
+      {"tiles of 8-bit keys to widen", wanted.key_tiles, room.key_tiles},
       {"entries of the block table", wanted.block_table, room.block_table},
       {"bytes of tables", wanted.table_bytes, room.table_bytes}};
   for (const auto& [what, want, have] : all)
@@ -172,6 +135,9 @@ CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
   take_part(layout.forward, sizes.forward_blocks, 0);
   take_part(layout.decode, sizes.decode_blocks, sizes.split_items);
   layout.sequences = cursor.take<kernels::Sequence>(sizes.sequences);
+  layout.forward.sequences = layout.decode.sequences = layout.sequences;
+  if (kernels_.widen != nullptr) layout.forward.sequences = cursor.take<kernels::Sequence>(sizes.sequences);
+  layout.key_tiles = cursor.take<kernels::KeyTile>(sizes.key_tiles);
   layout.tables = cursor.take<kernels::TableView>(kernels::max_tables);
   layout.block_table = cursor.take<int>(sizes.block_table);
   layout.table_values = cursor.take<std::byte>(sizes.table_bytes);
@@ -181,6 +147,10 @@ CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
   layout.decode.partial_out = cursor.take<float>(rows * static_cast<std::size_t>(problem().value_dim()));
   layout.decode.partial_reference = cursor.take<float>(rows);
   layout.decode.partial_sum = cursor.take<float>(rows);
+  const std::size_t keys =
+      sizes.key_tiles * static_cast<std::size_t>(order_.tile * heads_together_) * size_of(problem().dtype);
+  layout.widened_keys = cursor.take<std::byte>(keys * static_cast<std::size_t>(problem().head_dim));
+  layout.widened_values = cursor.take<std::byte>(keys * static_cast<std::size_t>(problem().value_dim()));
   layout.device_bytes = cursor.at();
   return layout;
 }
@@ -188,14 +158,12 @@ CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
 Result<CudaPlan::Kernels> CudaPlan::find_kernels(const Problem& problem, const Batch& batch,
                                                  const WorkList& work) const {
   Kernels kernels;
-  const auto find = [&](KernelKind kind, const WorkList::Part& part, const Kernel*& kernel) -> Status {
-    if (part.row_blocks.empty()) return Status::ok();
-    CHORALE_ASSIGN_OR_RETURN(kernel,
-                             gpu_.kernel(kernel_key(kind, problem, order_, batch.page_size, part.positions)));
-    return Status::ok();
-  };
-  CHORALE_RETURN_IF_ERROR(find(KernelKind::forward, work.forward, kernels.forward));
-  CHORALE_RETURN_IF_ERROR(find(KernelKind::decode, work.decode, kernels.decode));
+  for (const KernelKey& key : kernel_keys(work, problem, order_, batch.page_size)) {
+    const Kernel*& found = key.kind == KernelKind::widen     ? kernels.widen
+                           : key.kind == KernelKind::forward ? kernels.forward
+                                                             : kernels.decode;
+    CHORALE_ASSIGN_OR_RETURN(found, gpu_.kernel(key));
+  }
   return kernels;
 }
 
@@ -206,15 +174,15 @@ Result<std::shared_ptr<CudaPlan>> CudaPlan::create(std::string_view implementati
   std::shared_ptr<CudaPlan> plan(
       new CudaPlan(implementation, gpu, std::move(bound), without_table(batch), order));
   plan->pages_ = PageTable(batch);
-  plan->work_ = make_work_list(plan->problem(), batch, order.chunk, gpu.multiprocessors());
+  plan->work_ = make_work_list(plan->problem(), batch, order, gpu.multiprocessors());
   CHORALE_ASSIGN_OR_RETURN(plan->kernels_, plan->find_kernels(plan->problem(), batch, plan->work_));
   Sizes room = sizes_of(plan->problem(), batch, plan->work_);
   for (std::size_t* size : {&room.sequences, &room.forward_blocks, &room.decode_blocks, &room.split_items,
-                            &room.slots, &room.block_table, &room.table_bytes})
+                            &room.slots, &room.key_tiles, &room.block_table, &room.table_bytes})
     if (*size > 0) *size = std::bit_ceil(*size);
   plan->room_ = room;
-  plan->layout_ = plan->lay_out(room);
   plan->look_over();
+  plan->layout_ = plan->lay_out(room);
   return plan;
 }
 
@@ -224,12 +192,13 @@ CudaPlan::~CudaPlan() {
 
 Status CudaPlan::update(const Batch& batch, void* stream) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem(), batch));
-  WorkList work = make_work_list(bound, batch, order_.chunk, gpu_.multiprocessors(), work_.decode.positions);
+  WorkList work = make_work_list(bound, batch, order_, gpu_.multiprocessors(), work_.decode.positions);
   CHORALE_RETURN_IF_ERROR(check_room(sizes_of(bound, batch, work), room_));
   // A kernel without work ends at once.
   CHORALE_ASSIGN_OR_RETURN(const Kernels kernels, find_kernels(bound, batch, work));
-  for (const auto& [now, then] :
-       {std::pair(kernels.forward, kernels_.forward), {kernels.decode, kernels_.decode}})
+  for (const auto& [now, then] : {std::pair(kernels.widen, kernels_.widen),
+                                  {kernels.forward, kernels_.forward},
+                                  {kernels.decode, kernels_.decode}})
     if (now != nullptr && now != then)
       return Status::invalid_argument(fmt::format("the plan was made for {}: the batch needs {}",
                                                   then == nullptr ? "no such work" : then->key.describe(),
@@ -243,24 +212,30 @@ Status CudaPlan::update(const Batch& batch, void* stream) {
   return upload_locked(static_cast<Stream>(stream));
 }
 
-// What every forward needs to know of the whole batch.
+// How many KV heads the forward kernel takes side by side: as many as find room in the L2 cache, which has
+// 50 MB, beside what passes through. Of 8-bit keys so many are widened at a time; that is for the plan's
+// whole life, since a captured graph has a launch for each time.
 void CudaPlan::look_over() {
-  const Batch& b = batch();
-  std::int64_t keys = 0;
-  for (int s = 0; s < b.sequences(); ++s) keys += b.kv_len(s);
-  // As many as find room in the L2 cache, which has 50 MB, beside what passes through.
   constexpr std::int64_t cache_bytes = 32 << 20;
+  const Batch& b = batch();
   const Problem& p = problem();
+  std::int64_t keys = 0;
+  if (kernels_.widen != nullptr)
+    keys = static_cast<std::int64_t>(room_.key_tiles) * order_.tile;
+  else
+    for (int s = 0; s < b.sequences(); ++s) keys += b.kv_len(s);
   const std::int64_t head_bytes =
-      keys * (p.head_dim + p.value_dim()) * static_cast<std::int64_t>(size_of(p.kv_dtype_or_default()));
+      keys * (p.head_dim + p.value_dim()) * static_cast<std::int64_t>(size_of(p.dtype));
   heads_together_ = static_cast<int>(
       std::clamp<std::int64_t>(cache_bytes / std::max<std::int64_t>(1, head_bytes), 1, p.kv_heads));
+  const int times = (p.kv_heads + heads_together_ - 1) / heads_together_;
+  if (kernels_.widen != nullptr) heads_together_ = (p.kv_heads + times - 1) / times;
 }
 
 void CudaPlan::write_part(std::byte* host, const PartLayout& layout, const WorkList::Part& part) const {
-  const kernels::PlanCounts counts{static_cast<int>(part.row_blocks.size()),
-                                   static_cast<int>(part.split.items.size()),
-                                   static_cast<int>(batch().block_table_stride)};
+  const kernels::PlanCounts counts{
+      static_cast<int>(part.row_blocks.size()), static_cast<int>(part.split.items.size()),
+      static_cast<int>(batch().block_table_stride), static_cast<int>(work_.key_tiles.size())};
   std::memcpy(host + layout.counts, &counts, sizeof counts);
   std::memset(host + layout.next_item, 0, 2 * sizeof(int));
   std::memset(host + layout.arrivals, 0,
@@ -277,13 +252,34 @@ void CudaPlan::write(std::byte* host, DevicePointer device) const {
   const Batch& b = batch();
   auto* sequences = reinterpret_cast<kernels::Sequence*>(host + layout_.sequences);
   for (int s = 0; s < b.sequences(); ++s) sequences[s] = device_sequence(b, s);
+  if (kernels_.widen != nullptr) write_widened(host);
   pages_.write(host + layout_.block_table, b);
   put_tables(host, device, layout_.tables, layout_.table_values, problem());
+}
+
+// Where keys come from, and where the forward kernel finds them.
+void CudaPlan::write_widened(std::byte* host) const {
+  const std::vector<kernels::KeyTile>& tiles = work_.key_tiles;
+  put(host, layout_.key_tiles, tiles);
+  auto* sequences = reinterpret_cast<kernels::Sequence*>(host + layout_.forward.sequences);
+  for (int s = 0; s < batch().sequences(); ++s) sequences[s] = device_sequence(batch(), s);
+  for (std::size_t i = 0; i < tiles.size(); ++i)
+    if (tiles[i].number == 0) sequences[tiles[i].sequence].kv_first = static_cast<int>(i) * order_.tile;
 }
 
 Status CudaPlan::upload(void* stream) const {
   const std::lock_guard lock(mutex_);
   return upload_locked(static_cast<Stream>(stream));
+}
+
+Status CudaPlan::take_memory(unsigned long long stream_id) const {
+  auto taken = PlanMemoryPool::of(gpu_).take(gpu_, stream_id, layout_.staged_bytes, layout_.device_bytes);
+  if (taken) return memory_ = std::move(*taken), Status::ok();
+  if (kernels_.widen == nullptr) return taken.status();
+  return Status(
+      taken.status().code(),
+      fmt::format("{}; {} bytes are for 8-bit keys as {}, of {} KV heads at a time", taken.status().message(),
+                  layout_.device_bytes - layout_.widened_keys, name(problem().dtype), heads_together_));
 }
 
 // The first time it takes memory that the stream's earlier plans have left.
@@ -297,8 +293,7 @@ Status CudaPlan::upload_locked(Stream stream) const {
   unsigned long long id = 0;
   CHORALE_RETURN_IF_ERROR(d.check(d.stream_id(stream, &id), "looking at the stream"));
   if (!memory_) {
-    CHORALE_ASSIGN_OR_RETURN(
-        memory_, PlanMemoryPool::of(gpu_).take(gpu_, id, layout_.staged_bytes, layout_.device_bytes));
+    CHORALE_RETURN_IF_ERROR(take_memory(id));
   } else if (stream_id_ != id) {
     CHORALE_RETURN_IF_ERROR(memory_->wait());
   }
@@ -328,75 +323,6 @@ Status CudaPlan::be_there(Stream stream) const {
   CHORALE_RETURN_IF_ERROR(memory_->await_in(stream));
   awaited_id_ = id;
   return Status::ok();
-}
-
-Status CudaPlan::forward(const ForwardTensors& tensors) const {
-  CHORALE_RETURN_IF_ERROR(check_layout(tensors));
-  if (batch().is_paged() && pages_.largest() >= tensors.k.shape[0])
-    return Status::out_of_range(fmt::format("the block table has page {}: the pool has pages 0 to {}",
-                                            static_cast<std::int32_t>(pages_.largest()),
-                                            tensors.k.shape[0] - 1));
-  if (kernels_.forward == nullptr && kernels_.decode == nullptr) return Status::ok();
-  auto* stream = static_cast<Stream>(tensors.stream);
-  CHORALE_RETURN_IF_ERROR(be_there(stream));
-  kernels::ForwardParams params{};
-  CHORALE_RETURN_IF_ERROR(launch(kernels_.forward, layout_.forward, tensors, params));
-  return launch(kernels_.decode, layout_.decode, tensors, params);
-}
-
-Status CudaPlan::launch(const Kernel* kernel, const PartLayout& layout, const ForwardTensors& tensors,
-                        kernels::ForwardParams& params) const {
-  if (kernel == nullptr) return Status::ok();
-  const Gpu::Scope scope(gpu_);
-  const Driver& d = gpu_.driver();
-  const KernelKey& key = kernel->key;
-  const TensorView k = as_pages(tensors.k), v = as_pages(tensors.v);
-  const int blocks = column_blocks_of(key), slots = key.paged ? std::min(key.page_size, key.tile) : key.tile;
-  const int query_box[] = {64, key.group, key.positions}, key_box[] = {key.fp8_cache ? 128 : 64, 1, slots, 1};
-  CHORALE_ASSIGN_OR_RETURN(params.q, tensor_map(d, "q", tensors.q, query_box));
-  if (blocks > 1) {
-    CHORALE_ASSIGN_OR_RETURN(params.k, column_blocks_map(d, "k", k, slots, blocks));
-    CHORALE_ASSIGN_OR_RETURN(params.v, column_blocks_map(d, "v", v, slots, blocks));
-  } else {
-    CHORALE_ASSIGN_OR_RETURN(params.k, tensor_map(d, "k", k, key_box));
-    CHORALE_ASSIGN_OR_RETURN(params.v, tensor_map(d, "v", v, key_box));
-  }
-  params.out = rows_of(tensors.out);
-  params.k_rows = rows_of(k);
-  params.v_rows = rows_of(v);
-  params.k_page_stride = k.stride[0];
-  params.v_page_stride = v.stride[0];
-  params.lse = pointer_of<float>(tensors.lse);
-  params.sinks = pointer_of<const float>(tensors.sinks);
-  params.k_scale = pointer_of<const float>(tensors.k_scale);
-  params.v_scale = pointer_of<const float>(tensors.v_scale);
-
-  const DevicePointer base = memory_->device();
-  const auto at = [&]<class T>(std::size_t offset, T*& to) { to = reinterpret_cast<T*>(base + offset); };
-  at(layout.counts, params.plan.counts);
-  at(layout_.sequences, params.plan.sequences);
-  at(layout.row_blocks, params.plan.row_blocks);
-  at(layout.split_items, params.plan.split_items);
-  at(layout_.block_table, params.plan.block_table);
-  at(layout_.tables, params.plan.tables);
-  at(layout.next_item, params.plan.next_item);
-  at(layout.partial_out, params.partial_out);
-  at(layout.partial_reference, params.partial_reference);
-  at(layout.partial_sum, params.partial_sum);
-  at(layout.arrivals, params.arrivals);
-  params.slots = static_cast<int>(room_.slots);
-  params.arrival_counters = static_cast<int>(arrival_counters(room_));
-  params.item_room = static_cast<int>(room_.split_items);
-
-  const Problem& p = problem();
-  params.scale = p.scale_or_default();
-  params.factor = p.score.is_identity() ? params.scale * log2_e : log2_e;
-  params.kv_heads = p.kv_heads;
-  params.heads_together = heads_together_;
-  params.first_query_head = p.first_query_head;
-  // As many blocks of threads as the card runs at once: each takes work until none is left, and a graph may
-  // find more of it later.
-  return gpu_.launch(*kernel, gpu_.multiprocessors(), &params, static_cast<Stream>(tensors.stream));
 }
 
 }  // namespace chorale::cuda

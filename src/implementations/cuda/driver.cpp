@@ -33,6 +33,7 @@ Result<Driver> open_driver() {
   find("cuModuleGetFunction", d.function);
   find("cuFuncSetAttribute", d.set_function_attribute);
   find("cuLaunchKernelEx", d.launch);
+  find("cuMemGetInfo_v2", d.free_memory);
   find("cuMemAlloc_v2", d.allocate);
   find("cuMemFree_v2", d.free);
   find("cuMemHostAlloc", d.allocate_host);

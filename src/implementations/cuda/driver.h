@@ -65,6 +65,7 @@ struct Driver {
   int (*function)(Function*, Module, const char* name);
   int (*set_function_attribute)(Function, int attribute, int value);
   int (*launch)(const LaunchConfig*, Function, void** parameters, void** extra);
+  int (*free_memory)(std::size_t* free, std::size_t* total);
   int (*allocate)(DevicePointer*, std::size_t bytes);
   int (*free)(DevicePointer);
   int (*allocate_host)(void**, std::size_t bytes, unsigned flags);

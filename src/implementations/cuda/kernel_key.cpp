@@ -50,6 +50,8 @@ std::string_view name(KernelKind kind) {
       return "forward";
     case KernelKind::decode:
       return "decode";
+    case KernelKind::widen:
+      return "widen";
     case KernelKind::store:
       return "store";
     case KernelKind::copy_pages:
@@ -83,19 +85,21 @@ KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order
   key.head_dim = problem.head_dim;
   key.value_dim = problem.value_dim();
   key.bfloat16 = problem.dtype == DType::bfloat16;
-  key.fp8_cache = problem.has_kv_scales();
-  key.paged = page_size != 0;
-  key.page_size = page_size;
+  const bool reads_widened = kind == KernelKind::forward && problem.has_kv_scales();
+  key.fp8_cache = problem.has_kv_scales() && !reads_widened;
+  key.page_size = reads_widened ? 0 : page_size;
+  key.paged = key.page_size != 0;
   key.tile = order.tile;
   key.chunk = order.chunk;
   key.positions = 1;
   if (kind == KernelKind::store || kind == KernelKind::copy_pages) return key;
   key.group = problem.group_size();
   key.masked = !problem.mask.is_all();
+  key.program = emitted(problem);
+  if (kind == KernelKind::widen) return key;
   key.scored = !problem.score.is_identity();
   key.sinks = problem.sinks;
   key.positions = kind == KernelKind::decode ? positions : std::max(1, block_rows / key.group);
-  key.program = emitted(problem);
   return key;
 }
 

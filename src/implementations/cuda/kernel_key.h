@@ -9,7 +9,7 @@
 
 namespace chorale::cuda {
 
-enum class KernelKind { forward, decode, store, copy_pages };
+enum class KernelKind { forward, decode, widen, store, copy_pages };
 std::string_view name(KernelKind kind);
 
 struct KernelKey {
@@ -30,7 +30,8 @@ struct KernelKey {
 };
 
 // The kernel of this kind that serves a problem over packed (page_size 0) or paged keys. `positions` of a row
-// block: a decode's, from 1 to decode_rows / group; the forward's are always the same.
+// block: a decode's, from 1 to decode_rows / group; the forward's are always the same. A forward over 8-bit
+// keys is one over packed keys of 16 bits, which widen makes.
 KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, int positions = 1);
 // The same in another order of arithmetic, which gives other bits.
 KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order, int page_size,

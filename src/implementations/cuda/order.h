@@ -18,10 +18,6 @@ constexpr int chunk_keys(int value_dim) { return value_dim <= 128 ? 1024 : 4096;
 constexpr int block_rows = 128;
 constexpr int decode_rows = 32;  // at most, of the decode kernel
 
-// The forward kernel has no 8-bit keys. Everything is then the decode kernel's work, which takes any number
-// of query rows and gives the same bits, not as fast.
-constexpr bool forward_kernel_serves(bool fp8_cache) { return !fp8_cache; }
-
 struct Order {
   int tile = 0, chunk = 0;
   bool operator==(const Order&) const = default;

@@ -1,10 +1,23 @@
 #include "implementations/cuda/plan_memory.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <map>
 
 namespace chorale::cuda {
+
+namespace {
+
+// So that a batch that grows a little finds room the next time, at the price of an eighth at most.
+std::size_t rounded_up(std::size_t bytes) {
+  constexpr std::size_t least = 64 << 10;
+  const std::size_t step = std::bit_floor(std::max(bytes, least)) / 8;
+  return std::max(least, (bytes + step - 1) / step * step);
+}
+
+}  // namespace
 
 Result<std::unique_ptr<PlanMemory>> PlanMemory::allocate(const Gpu& gpu, std::size_t host_bytes,
                                                          std::size_t device_bytes) {
@@ -15,7 +28,11 @@ Result<std::unique_ptr<PlanMemory>> PlanMemory::allocate(const Gpu& gpu, std::si
   memory->device_bytes_ = device_bytes;
   CHORALE_RETURN_IF_ERROR(
       d.check(d.allocate_host(&memory->host_, host_bytes, 0), "pinned memory for a plan"));
-  CHORALE_RETURN_IF_ERROR(d.check(d.allocate(&memory->device_, device_bytes), "device memory for a plan"));
+  if (const int code = d.allocate(&memory->device_, device_bytes); code != 0) {
+    std::size_t free = 0, total = 0;
+    d.free_memory(&free, &total);
+    return d.check(code, fmt::format("a plan's {} bytes on the GPU, which has {} free", device_bytes, free));
+  }
   CHORALE_RETURN_IF_ERROR(d.check(d.create_event(&memory->uploaded_, driver_constants::event_disable_timing),
                                   "an event for a plan"));
   return memory;
@@ -57,29 +74,49 @@ Result<std::unique_ptr<PlanMemory>> PlanMemoryPool::take(const Gpu& gpu, unsigne
   {
     const std::lock_guard lock(mutex_);
     const Gpu::Scope scope(gpu);
-    const auto fits = [&](const Free& entry) {
-      return entry.stream_id == stream_id && entry.memory->host_bytes() >= host_bytes &&
-             entry.memory->device_bytes() >= device_bytes && entry.memory->is_idle();
-    };
-    if (const auto found = std::find_if(free_.begin(), free_.end(), fits); found != free_.end()) {
-      std::unique_ptr<PlanMemory> memory = std::move(found->memory);
-      free_.erase(found);
+    auto best = free_.end();  // the smallest that fits
+    for (auto entry = free_.begin(); entry != free_.end(); ++entry)
+      if (entry->stream_id == stream_id && entry->memory->host_bytes() >= host_bytes &&
+          entry->memory->device_bytes() >= device_bytes &&
+          (best == free_.end() || entry->memory->device_bytes() < best->memory->device_bytes()) &&
+          entry->memory->is_idle())
+        best = entry;
+    if (best != free_.end()) {
+      std::unique_ptr<PlanMemory> memory = std::move(best->memory);
+      free_.erase(best);
       return memory;
     }
   }
-  // Rounded up, so that a batch that grows a little finds room the next time.
-  constexpr std::size_t least = 64 << 10;
-  return PlanMemory::allocate(gpu, std::bit_ceil(std::max(host_bytes, least)),
-                              std::bit_ceil(std::max(device_bytes, least)));
+  const auto allocate = [&] {
+    return PlanMemory::allocate(gpu, rounded_up(host_bytes), rounded_up(device_bytes));
+  };
+  Result<std::unique_ptr<PlanMemory>> memory = allocate();
+  if (memory || memory.status().code() != Code::resource_exhausted) return memory;
+  drop([](std::size_t, std::size_t) { return true; });
+  return allocate();
 }
 
 void PlanMemoryPool::give_back(unsigned long long stream_id, std::unique_ptr<PlanMemory> memory) {
-  constexpr std::size_t most = 8;
-  std::unique_ptr<PlanMemory> oldest;  // freed outside of the lock: that waits for the GPU
+  {
+    const std::lock_guard lock(mutex_);
+    free_.push_back({stream_id, std::move(memory)});
+  }
+  // A step's plan and the next one's are always kept, whatever their size.
+  constexpr std::size_t always = 2, most = 8, most_bytes = 256 << 20;
+  drop([](std::size_t blocks, std::size_t bytes) {
+    return blocks > most || (blocks > always && bytes > most_bytes);
+  });
+}
+
+// Those that were given back first, while so many blocks and bytes are too much.
+void PlanMemoryPool::drop(bool (*is_too_much)(std::size_t blocks, std::size_t bytes)) {
+  std::vector<Free> dropped;  // freed outside of the lock: that waits for the GPU
   const std::lock_guard lock(mutex_);
-  free_.push_back({stream_id, std::move(memory)});
-  if (free_.size() > most) {
-    oldest = std::move(free_.front().memory);
+  std::size_t bytes = 0;
+  for (const Free& entry : free_) bytes += entry.memory->device_bytes();
+  while (!free_.empty() && is_too_much(free_.size(), bytes)) {
+    bytes -= free_.front().memory->device_bytes();
+    dropped.push_back(std::move(free_.front()));
     free_.erase(free_.begin());
   }
 }

@@ -54,6 +54,7 @@ class PlanMemoryPool {
     unsigned long long stream_id;
     std::unique_ptr<PlanMemory> memory;
   };
+  void drop(bool (*is_too_much)(std::size_t blocks, std::size_t bytes));
   std::mutex mutex_;
   std::vector<Free> free_;  // the last given back last
 };

@@ -64,12 +64,11 @@ kernels::Sequence device_sequence(const Batch& batch, int sequence) {
           batch.kv_len(sequence)};
 }
 
-WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, int multiprocessors,
+WorkList make_work_list(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
                         int least_decode_positions) {
   const int group = problem.group_size();
   const int decode_positions = decode_rows / group;  // at most; 0: heads alone are too many rows
-  const bool decode_all = !forward_kernel_serves(problem.has_kv_scales());
-  const auto is_decode = [&](int queries) { return decode_all || queries <= decode_positions; };
+  const auto is_decode = [&](int queries) { return queries <= decode_positions; };
   WorkList work;
   work.forward.positions = std::max(1, block_rows / group);
   work.decode.positions = least_decode_positions;
@@ -98,11 +97,25 @@ WorkList make_work_list(const Problem& problem, const Batch& batch, int chunk, i
       const int end = std::min(first + part.positions, queries);
       (few ? decode : forward).push_back({{s, first}, cost_of(queries, keys, end)});
     }
+    if (problem.has_kv_scales() && !few)
+      for (int tile = 0; tile * order.tile < keys; ++tile) work.key_tiles.push_back({s, tile});
   }
   work.forward.row_blocks = longest_first(forward);
   work.decode.row_blocks = longest_first(decode);
-  work.decode.split = split_blocks(problem, batch, chunk, multiprocessors, work.decode);
+  work.decode.split = split_blocks(problem, batch, order.chunk, multiprocessors, work.decode);
   return work;
+}
+
+std::vector<KernelKey> kernel_keys(const WorkList& work, const Problem& problem, const Order& order,
+                                   int page_size) {
+  std::vector<KernelKey> keys;
+  const auto add = [&](KernelKind kind, const WorkList::Part& part) {
+    if (!part.row_blocks.empty()) keys.push_back(kernel_key(kind, problem, order, page_size, part.positions));
+  };
+  if (problem.has_kv_scales()) add(KernelKind::widen, work.forward);
+  add(KernelKind::forward, work.forward);
+  add(KernelKind::decode, work.decode);
+  return keys;
 }
 
 }  // namespace chorale::cuda

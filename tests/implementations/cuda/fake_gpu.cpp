@@ -16,8 +16,10 @@
 namespace chorale::testing {
 namespace {
 
-constexpr int ok = 0, invalid_value = 1, capture_unsupported = 900, block_count = 3,
+constexpr int ok = 0, invalid_value = 1, out_of_memory = 2, capture_unsupported = 900, block_count = 3,
               shared_bytes = 227 * 1024;
+
+constexpr std::size_t memory_bytes = std::size_t{1} << 30;
 
 std::mutex mutex;
 FakeLaunch launch_function;
@@ -130,7 +132,7 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
                                           : shared_bytes;
   return ok;
 }
-int cuDeviceTotalMem_v2(std::size_t* bytes, int) { return *bytes = std::size_t{1} << 30, ok; }
+int cuDeviceTotalMem_v2(std::size_t* bytes, int) { return *bytes = memory_bytes, ok; }
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = nullptr, ok; }
 int cuCtxPushCurrent_v2(void*) { return ok; }
 int cuCtxPopCurrent_v2(void** context) { return *context = nullptr, ok; }
@@ -151,6 +153,7 @@ int cuLaunchKernelEx(const cuda::LaunchConfig* config, FakeFunction* function, v
   // As the driver does, the argument is copied now.
   const std::size_t size = function->entry == "chorale_store"        ? sizeof(kernels::StoreParams)
                            : function->entry == "chorale_copy_pages" ? sizeof(kernels::CopyPagesParams)
+                           : function->entry == "chorale_widen"      ? sizeof(kernels::WidenParams)
                                                                      : sizeof(kernels::ForwardParams);
   std::vector<std::byte> argument(size);
   std::memcpy(argument.data(), parameters[0], size);
@@ -159,7 +162,9 @@ int cuLaunchKernelEx(const cuda::LaunchConfig* config, FakeFunction* function, v
              [=] { launch_function(function->entry, function->source, blocks, argument.data()); });
 }
 
+int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) { return *free = *total = memory_bytes, ok; }
 int cuMemAlloc_v2(cuda::DevicePointer* address, std::size_t bytes) {
+  if (bytes > memory_bytes) return out_of_memory;
   void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::memset(memory, 0xCD, bytes);
   return *address = reinterpret_cast<cuda::DevicePointer>(memory), ok;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace chorale::testing {
 
@@ -21,5 +22,8 @@ struct FakeTensorMap {
 using FakeLaunch = std::function<void(const std::string& entry, const std::string& source, int blocks,
                                       const void* parameters)>;
 void set_fake_launch(FakeLaunch launch);
+
+// The entry points of the launches since the last call (fake_kernels.cpp).
+std::vector<std::string> taken_launches();
 
 }  // namespace chorale::testing

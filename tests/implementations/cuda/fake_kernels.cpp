@@ -25,6 +25,7 @@ using namespace kernels;
 
 std::mutex mutex;
 Problem problem;  // of the last plan: the fake cannot run emitted programs
+std::vector<std::string> launches;
 
 int constant(const std::string& source, const std::string& name) {
   const std::string define = "#define CHORALE_" + name + " ";
@@ -53,7 +54,7 @@ class FakeKernel {
                                  : 1;
     for (FakeTensorMap* map : {&k_, &v_})
       if (blocks > 1) *map = with_joined_columns(*map, static_cast<unsigned>(blocks));
-    check_constants();
+    check_constants(is_decode);
     check_tables();
     const PlanView& plan = params_.plan;
     EXPECT_EQ(plan.next_item[0], 0);
@@ -126,12 +127,14 @@ class FakeKernel {
     }
   }
 
-  void check_constants() const {
+  void check_constants(bool is_decode) const {
     EXPECT_EQ(value("HEAD_DIM"), problem.head_dim);
     EXPECT_EQ(value("VALUE_DIM"), problem.value_dim());
     EXPECT_EQ(value("GROUP"), problem.group_size());
     EXPECT_EQ(value("SINKS"), problem.sinks ? 1 : 0);
-    EXPECT_EQ(value("FP8_CACHE"), problem.has_kv_scales() ? 1 : 0);
+    EXPECT_EQ(value("FP8_CACHE"), is_decode && problem.has_kv_scales() ? 1 : 0);
+    EXPECT_EQ(params_.kv_heads, problem.kv_heads);
+    EXPECT_LE(params_.heads_together, params_.heads);
     EXPECT_EQ(value("MASKED"), problem.mask.is_all() ? 0 : 1);
     EXPECT_EQ(value("SCORED"), problem.score.is_identity() ? 0 : 1);
     EXPECT_EQ(value("CHUNK") % value("TILE"), 0);
@@ -211,12 +214,13 @@ class FakeKernel {
   };
   Keys keys_of(int b, const Sequence& sequence, int kv_head) const {
     Keys keys;
-    const DType dtype = problem.kv_dtype_or_default();
+    const bool codes = value("FP8_CACHE") != 0;
+    const DType dtype = codes ? problem.kv_dtype_or_default() : problem.dtype;
     const auto head = static_cast<std::uint64_t>(kv_head);
     for (int position = 0; position < sequence.kv_len; ++position) {
       const auto [slot, page] = place(b, position);
-      keys.k.push_back(row_of(k_, dtype, head, slot, page, params_.k_scale ? params_.k_scale[kv_head] : 1));
-      keys.v.push_back(row_of(v_, dtype, head, slot, page, params_.v_scale ? params_.v_scale[kv_head] : 1));
+      keys.k.push_back(row_of(k_, dtype, head, slot, page, codes ? params_.k_scale[kv_head] : 1));
+      keys.v.push_back(row_of(v_, dtype, head, slot, page, codes ? params_.v_scale[kv_head] : 1));
     }
     return keys;
   }
@@ -225,7 +229,7 @@ class FakeKernel {
     const Sequence sequence = params_.plan.sequences[block.sequence];
     const int end = std::min(block.first + value("POSITIONS"), sequence.q_len), group = value("GROUP");
     EXPECT_LT(block.first, sequence.q_len);
-    for (int kv_head = 0; kv_head < params_.kv_heads; ++kv_head) {
+    for (int kv_head = 0; kv_head < params_.heads; ++kv_head) {
       const Keys keys = keys_of(block.sequence, sequence, kv_head);
       for (int row = block.first; row < end; ++row)
         for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
@@ -271,6 +275,40 @@ class FakeKernel {
   FakeTensorMap q_, k_, v_;
 };
 
+// Rows of a tile that are past the sequence's end become NaN.
+void widen(const std::string& source, const WidenParams& params) {
+  const PlanView& plan = params.plan;
+  const int tile_keys = constant(source, "TILE"), page_size = constant(source, "PAGE_SIZE");
+  for (int i = 0; i < plan.counts->key_tiles; ++i) {
+    const KeyTile tile = params.tiles[i];
+    const Sequence sequence = plan.sequences[tile.sequence];
+    EXPECT_LT(tile.number * tile_keys, sequence.kv_len);
+    for (int key = 0; key < tile_keys; ++key) {
+      const int position = tile.number * tile_keys + key;
+      const bool is_real = position < sequence.kv_len;
+      const bool is_paged = is_real && page_size != 0;
+      const long long page =
+          is_paged ? plan.block_table[tile.sequence * plan.counts->block_table_stride + position / page_size]
+                   : 0;
+      const long long slot = is_paged ? position % page_size : sequence.kv_first + position;
+      const auto widen_rows = [&](const Rows& codes, long long page_stride, const Rows& wide,
+                                  const float* scales, int dim) {
+        for (int head = 0; head < params.heads; ++head)
+          for (int c = 0; c < dim; ++c) {
+            const long long from =
+                page * page_stride + slot * codes.token_stride + head * codes.head_stride + c;
+            const long long to = (static_cast<long long>(i) * tile_keys + key) * wide.token_stride +
+                                 head * wide.head_stride + c;
+            store_element(wide.data, problem.dtype, to,
+                          is_real ? load_element(codes.data, DType::float8_e4m3, from) * scales[head] : NAN);
+          }
+      };
+      widen_rows(params.k, params.k_page_stride, params.k_wide, params.k_scale, problem.head_dim);
+      widen_rows(params.v, params.v_page_stride, params.v_wide, params.v_scale, problem.value_dim());
+    }
+  }
+}
+
 void store_rows(const Rows& rows, const Rows& cache, long long page_stride, const float* scales, int dim,
                 int page_size, const StoreParams& params) {
   for (int token = 0; token < params.tokens; ++token)
@@ -309,8 +347,10 @@ void copy_pages(const CopyPagesParams& params) {
 void launch(const std::string& entry, const std::string& source, int blocks, const void* parameters) {
   const std::lock_guard lock(mutex);
   EXPECT_GT(blocks, 0);
+  launches.push_back(entry);
   if (entry == "chorale_store") return store(source, *static_cast<const StoreParams*>(parameters));
   if (entry == "chorale_copy_pages") return copy_pages(*static_cast<const CopyPagesParams*>(parameters));
+  if (entry == "chorale_widen") return widen(source, *static_cast<const WidenParams*>(parameters));
   alignas(64) ForwardParams params;
   std::memcpy(&params, parameters, sizeof params);
   FakeKernel(source, params).run(entry == "chorale_decode");
@@ -321,6 +361,11 @@ void launch(const std::string& entry, const std::string& source, int blocks, con
 void planned(const Problem& bound) {
   const std::lock_guard lock(mutex);
   problem = bound;
+}
+
+std::vector<std::string> taken_launches() {
+  const std::lock_guard lock(mutex);
+  return std::exchange(launches, {});
 }
 
 }  // namespace chorale::testing

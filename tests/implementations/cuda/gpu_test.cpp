@@ -6,6 +6,7 @@
 #include <bit>
 #include <limits>
 #include <map>
+#include <optional>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -58,14 +59,7 @@ class OnHopper : public ::testing::Test {
     bound.mask = bound.mask.with_tables(test.tables).value();
     bound.score = bound.score.with_tables(test.tables).value();
     const cuda::Order order = cuda::order_of(bound.head_dim, bound.value_dim());
-    const cuda::WorkList work = cuda::make_work_list(bound, batch, order.chunk, 1);
-    std::vector<cuda::KernelKey> keys;
-    if (!work.forward.row_blocks.empty())
-      keys.push_back(cuda::kernel_key(cuda::KernelKind::forward, bound, test.page_size));
-    if (!work.decode.row_blocks.empty())
-      keys.push_back(
-          cuda::kernel_key(cuda::KernelKind::decode, bound, test.page_size, work.decode.positions));
-    return keys;
+    return cuda::kernel_keys(cuda::make_work_list(bound, batch, order, 1), bound, order, test.page_size);
   }
 
   cuda::Gpu* gpu_ = nullptr;
@@ -95,6 +89,7 @@ struct Feature {
   Mask mask;
   Score score;
   bool sinks;
+  std::optional<DType> kv_dtype = std::nullopt;
 };
 
 struct Shape {
@@ -125,6 +120,7 @@ class Bits : public OnHopper, public ::testing::WithParamInterface<Shape> {
                         .head_dim = shape.head_dim,
                         .value_head_dim = shape.value_dim,
                         .dtype = shape.dtype,
+                        .kv_dtype = feature.kv_dtype,
                         .mask = feature.mask,
                         .score = feature.score,
                         .sinks = feature.sinks},
@@ -137,6 +133,31 @@ class Bits : public OnHopper, public ::testing::WithParamInterface<Shape> {
     return data ? conformance::forward_rows(test, *data.operator->()) : Rows();
   }
   Rows forward(const Case& test) const { return forward(*attention_, test); }
+
+  static Feature codes() {
+    return {"8-bit keys", mask::causal() && mask::window(900), {}, false, DType::float8_e4m3};
+  }
+  void expect_one(const Feature& feature) const {
+    SCOPED_TRACE(feature.name);
+    const Case packed = whole(feature);
+    std::vector<Case> others;
+    for (const int page_size : {1, 16, 64, 256})
+      for (const std::uint64_t order : {1u, 2u}) {
+        others.push_back(packed);
+        others.back().page_size = page_size;
+        others.back().page_order = order;
+      }
+    for (const std::int32_t chunk : {1, 3, 100, 512}) others.push_back(cut(packed, chunk, 16));
+    others.push_back(cut(packed, 1, 0));
+    std::vector<Case> all = others;
+    all.push_back(packed);
+    compile(all);
+    const Rows reference = forward(packed);
+    ASSERT_FALSE(reference.empty());
+    for (const Case& other : others)
+      EXPECT_EQ(differences(reference, forward(other)), 0u)
+          << "of " << reference.size() << " rows, " << other.describe();
+  }
 
   // Every sequence cut into pieces of queries, each of which sees the keys up to its own end.
   static Case cut(const Case& test, std::int32_t chunk, int page_size) {
@@ -167,27 +188,27 @@ const auto runtime_shapes = ::testing::Values(Shape{128, 128, 8, 2, DType::bfloa
 INSTANTIATE_TEST_SUITE_P(Shapes, Bits, shapes, shape_name);
 
 TEST_P(Bits, PackedPagedChunkedAndDecodedAreOne) {
-  for (const Feature& feature : features()) {
-    SCOPED_TRACE(feature.name);
-    const Case packed = whole(feature);
-    std::vector<Case> others;
-    for (const int page_size : {1, 16, 64, 256})
-      for (const std::uint64_t order : {1u, 2u}) {
-        others.push_back(packed);
-        others.back().page_size = page_size;
-        others.back().page_order = order;
-      }
-    for (const std::int32_t chunk : {1, 3, 100, 512}) others.push_back(cut(packed, chunk, 16));
-    others.push_back(cut(packed, 1, 0));
-    std::vector<Case> all = others;
-    all.push_back(packed);
-    compile(all);
-    const Rows reference = forward(packed);
-    ASSERT_FALSE(reference.empty());
-    for (const Case& other : others)
-      EXPECT_EQ(differences(reference, forward(other)), 0u)
-          << "of " << reference.size() << " rows, " << other.describe();
+  for (const Feature& feature : features()) expect_one(feature);
+}
+
+// 8-bit keys: the forward kernel over widened ones, the decode kernel over codes.
+TEST_P(Bits, PackedPagedChunkedAndDecodedAreOneWith8BitKeys) { expect_one(codes()); }
+
+TEST_P(Bits, ConformsWith8BitKeys) {
+  std::vector<Case> cases;
+  for (const int page_size : {0, 1, 16, 64}) {
+    cases.push_back(whole(codes()));
+    cases.back().page_size = page_size;
+    cases.back().sequences = {{9, 9, 1},   {130, 200, 2}, {0, 5, 3},    {3, 0, 4},
+                              {40, 40, 5}, {1, 300, 6},   {70, 1100, 7}};
+    cases.push_back(cases.back());
+    cases.back().fill = conformance::Fill::nan_inside;  // some rows see them, others do not
   }
+  compile(cases);
+  for (const Case& test : cases)
+    for (const std::string& failure :
+         conformance::check(*attention_, test, Device::cuda(), Passes::forward).failures)
+      ADD_FAILURE() << failure;
 }
 
 // All paths of the forward kernel (its head_dim allowing) in few tiles: more rows than a block has, two

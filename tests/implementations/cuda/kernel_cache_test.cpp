@@ -281,11 +281,14 @@ TEST(Failures20KernelIdentity, DiffersWithEverythingThatMatters) {
   with([](Problem& p) { p.head_dim = 64; });
   with([](Problem& p) { p.head_dim = 192, p.value_head_dim = 128; });
   with([](Problem& p) { p.dtype = DType::float16; });
-  with([](Problem& p) { p.kv_dtype = DType::float8_e4m3; });
   with([](Problem& p) { p.sinks = true; });
   with([](Problem& p) { p.kv_heads = 4; });
   all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16), "sm_90a", "13.0"));
   all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16, 2), "sm_90a", "13.0"));
+  Problem codes = problem();
+  codes.kv_dtype = DType::float8_e4m3;
+  for (const KernelKind kind : {KernelKind::decode, KernelKind::widen})
+    all.push_back(kernel_identity(kernel_key(kind, codes, 16), "sm_90a", "13.0"));
   std::sort(all.begin(), all.end());
   EXPECT_EQ(std::unique(all.begin(), all.end()), all.end());
 }
@@ -313,6 +316,9 @@ TEST(Failures20KernelIdentity, IsTheSameForWhatOneKernelServes) {
   more_heads.query_heads = 16, more_heads.kv_heads = 4, more_heads.scale = 0.5f,
   more_heads.first_query_head = 8;
   EXPECT_EQ(identity(problem()), identity(more_heads));
+  Problem codes = problem();  // the forward kernel reads what widen has made of them
+  codes.kv_dtype = DType::float8_e4m3;
+  EXPECT_EQ(identity(problem(), 0), identity(codes, 16));
 }
 
 }  // namespace

@@ -68,7 +68,14 @@ std::vector<Listed> listed() {
   const Mask documents = mask::causal() && mask::document(Table::integers("ids", {0}));
   add(K::forward, with(usual, [&](Problem& p) { p.mask = documents; }), 0, forward_spills);
   add(K::forward, with(usual, [](Problem& p) { p.sinks = true; }), 0, forward_spills);
-  add(K::decode, with(usual, [](Problem& p) { p.kv_dtype = DType::float8_e4m3; }), 16, decode_spills);
+  const auto with_codes = [](const Problem& p) {
+    return with(p, [](Problem& q) { q.kv_dtype = DType::float8_e4m3; });
+  };
+  add(K::decode, with_codes(usual), 16, decode_spills);
+  for (const int page_size : {0, 1, 16, 256}) add(K::widen, with_codes(usual), page_size);
+  for (const auto& [head_dim, value_dim] : {std::pair(64, 64), {96, 96}, {192, 128}, {192, 192}, {256, 256}})
+    add(K::widen, with_codes(problem(head_dim, value_dim)), 16);
+  add(K::widen, with_codes(with(usual, [&](Problem& p) { p.mask = documents; })), 16);
   add(K::decode, with(usual, [](Problem& p) { p.dtype = DType::float16; }), 64, decode_spills);
   add(K::decode, usual, 0, decode_spills);
   add(K::decode, usual, 1, decode_spills);
