@@ -6,7 +6,7 @@ SECONDS ?= 600
 REQUESTS ?= 5000
 PYTHON ?= python3
 RESULTS ?= build/attention_gpu.md
-CONFIGURE ?=
+CONFIGURE ?=  # more arguments for CMake
 
 # Tests run side by side; threads that wait give their core away (testPresets).
 run_tests = ctest --preset $(1) --parallel $$(nproc)
