@@ -6,10 +6,11 @@ SECONDS ?= 600
 REQUESTS ?= 5000
 PYTHON ?= python3
 RESULTS ?= build/attention_gpu.md
+CONFIGURE ?=  # more arguments for CMake
 
 # Tests run side by side; threads that wait give their core away (testPresets).
 run_tests = ctest --preset $(1) --parallel $$(nproc)
-configure_and_build = cmake --preset $(1) && cmake --build --preset $(1)
+configure_and_build = cmake --preset $(1) $(CONFIGURE) && cmake --build --preset $(1)
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -15,6 +15,7 @@ python3 -c 'import ensurepip, venv' 2>/dev/null || scripts/setup.sh extras
 rm -rf "$venv"
 trap 'rm -rf "$venv"' ERR   # half of it would look like all of it to the tests
 python3 -m venv "$venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --requirement extras.txt
+# Python compiles what it imports: all of it would take longer than the rest of the installation.
+"$venv/bin/pip" install --quiet --no-compile --disable-pip-version-check --requirement extras.txt
 cp extras.txt "$stamp"
 echo "extras: $("$venv/bin/pip" list --format freeze | grep -E '^(torch|transformers|numpy)==' | paste --serial --delimiters ' ')"

@@ -177,7 +177,10 @@ Result<int> generate(const GenerateArguments& arguments) {
   CHORALE_ASSIGN_OR_RETURN(const GeneratorConfig config, generator_config(arguments, run, session));
   CHORALE_ASSIGN_OR_RETURN(Generator generator, Generator::create(model, std::move(attentions), config));
   CHORALE_ASSIGN_OR_RETURN(const std::vector<Completion> completions, generator.generate(session.requests));
-  (arguments.json ? print_json : print_text)(session, completions, generator.stats());
+  if (arguments.json)
+    print_json(session, completions, generator.stats());
+  else
+    print_text(session, completions, generator.stats());
   return exit_ok;
 }
 

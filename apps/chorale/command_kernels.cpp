@@ -31,7 +31,7 @@ struct KernelsArguments {
   bool source = false, list = false, json = false;
 };
 
-struct Row {
+struct CompiledKey {
   KernelKey key;
   Result<CompiledKernel> kernel = Status::internal("not compiled");
 };
@@ -51,7 +51,7 @@ std::vector<KernelKey> kernels_of(const Problem& problem, int page_size) {
   return keys;
 }
 
-nlohmann::json facts(const Row& row) {
+nlohmann::json facts(const CompiledKey& row) {
   nlohmann::json json{{"kernel", row.key.describe()}};
   if (!row.kernel) return json["error"] = row.kernel.status().message(), json;
   const auto resources = cuda::read_resources(row.kernel->log, row.key.entry());
@@ -72,10 +72,10 @@ nlohmann::json facts(const Row& row) {
   return json;
 }
 
-void print_table(const std::vector<Row>& rows, const std::string& arch, const std::string& folder) {
+void print_table(const std::vector<CompiledKey>& rows, const std::string& arch, const std::string& folder) {
   fmt::print("{:<48} {:>8} {:>9} {:>7} {:>7} {:>9} {:>8}\n", fmt::format("for {}", arch), "threads",
              "registers", "stack B", "spill B", "shared B", "compiled");
-  for (const Row& row : rows) {
+  for (const CompiledKey& row : rows) {
     if (!row.kernel) {
       fmt::print("{:<48} {}\n", row.key.describe(), row.kernel.status().message());
       continue;
@@ -88,7 +88,7 @@ void print_table(const std::vector<Row>& rows, const std::string& arch, const st
                row.kernel->from_cache ? ", kept" : "");
   }
   std::vector<std::string> notes;
-  for (const Row& row : rows)
+  for (const CompiledKey& row : rows)
     if (row.kernel && !row.kernel->cache_note.empty()) notes.push_back(row.kernel->cache_note);
   notes.erase(std::unique(notes.begin(), notes.end()), notes.end());
   for (const std::string& note : notes) fmt::print("note: {}\n", note);
@@ -100,17 +100,17 @@ Result<int> run_kernels(const KernelsArguments& arguments) {
   const Problem& problem = file.problem;
   CHORALE_RETURN_IF_ERROR(cuda::supports_problem(problem));
 
-  std::vector<Row> rows;
+  std::vector<CompiledKey> rows;
   for (KernelKey& key : kernels_of(problem, file.run.rollout.page_size)) rows.push_back({std::move(key)});
   if (arguments.list || arguments.source) {
-    for (const Row& row : rows)
+    for (const CompiledKey& row : rows)
       fmt::print("{}\n", arguments.source ? cuda::kernel_source(row.key) : row.key.describe());
     return exit_ok;
   }
   CHORALE_ASSIGN_OR_RETURN(const cuda::Nvrtc* nvrtc, cuda::Nvrtc::get());
   const cuda::KernelCache cache(cuda::KernelCache::default_folder());
   parallel_for(static_cast<std::int64_t>(rows.size()), 0, [&](std::int64_t i, int) {
-    Row& row = rows[static_cast<std::size_t>(i)];
+    CompiledKey& row = rows[static_cast<std::size_t>(i)];
     row.kernel = cuda::compile_kernel(row.key, arguments.arch, cache);
   });
   if (arguments.json) {
@@ -119,14 +119,14 @@ Result<int> run_kernels(const KernelsArguments& arguments) {
                         {"library", nvrtc->path()},
                         {"cache", cache.folder()},
                         {"kernels", nlohmann::json::array()}};
-    for (const Row& row : rows) json["kernels"].push_back(facts(row));
+    for (const CompiledKey& row : rows) json["kernels"].push_back(facts(row));
     fmt::print("{}\n", json.dump(2));
   } else {
     fmt::print("NVRTC {} ({})\n", nvrtc->version(), nvrtc->path());
     print_table(rows, arguments.arch, cache.folder());
   }
   const bool all =
-      std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.kernel.has_value(); });
+      std::all_of(rows.begin(), rows.end(), [](const CompiledKey& row) { return row.kernel.has_value(); });
   return all ? exit_ok : exit_error;
 }
 

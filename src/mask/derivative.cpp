@@ -38,7 +38,7 @@ Slope over(const Slope& slope, const Expr& x) {
   return Term{slope->factor, slope->rest ? *slope->rest / x : 1.0 / x};
 }
 
-Slope sum(const Slope& x, const Slope& y) {
+Slope plus(const Slope& x, const Slope& y) {
   if (!x || !y) return x ? x : y;
   const double factors = x->factor + y->factor;
   if (x->rest || y->rest || !std::isfinite(factors)) return Term{1, x->expression() + y->expression()};
@@ -59,13 +59,13 @@ Slope slope_of(const Program::Instruction& instruction, const Expr& value, const
     case Op::score:
       return Term{};
     case Op::add:
-      return sum(dx, dy);
+      return plus(dx, dy);
     case Op::subtract:
-      return sum(dx, scaled(dy, -1));
+      return plus(dx, scaled(dy, -1));
     case Op::multiply:
-      return sum(times(dx, *x[1]), times(dy, *x[0]));
+      return plus(times(dx, *x[1]), times(dy, *x[0]));
     case Op::divide:
-      return over(sum(dx, scaled(times(dy, value), -1)), *x[1]);
+      return over(plus(dx, scaled(times(dy, value), -1)), *x[1]);
     case Op::negate:
       return scaled(dx, -1);
     case Op::minimum:

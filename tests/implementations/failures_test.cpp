@@ -18,7 +18,7 @@ using conformance::Data;
 using conformance::Fill;
 using conformance::Stored;
 
-constexpr DType types[] = {DType::float32, DType::bfloat16, DType::float16};
+constexpr DType every_type[] = {DType::float32, DType::bfloat16, DType::float16};
 
 std::vector<float> elements(const Stored& stored) {
   std::vector<float> values;
@@ -61,7 +61,7 @@ class Failures : public EveryImplementation {
 INSTANTIATE_TEST_SUITE_P(Implementations, Failures, ::testing::ValuesIn(servants()), servant_name);
 
 TEST_P(Failures, Class01_UnusedSlotsAndPagesOfNobodyChangeNoBit) {
-  for (const DType dtype : types) {
+  for (const DType dtype : every_type) {
     for (const int page_size : {8, 32}) {
       const Case test = paged(dtype, page_size);
       const Data poisoned = run(test, Background::poison), clean = run(test, Background::zeros);
@@ -75,7 +75,7 @@ TEST_P(Failures, Class01_UnusedSlotsAndPagesOfNobodyChangeNoBit) {
 }
 
 TEST_P(Failures, Class02_WhatAMaskHidesHasNoEffect) {
-  for (const DType dtype : types) {
+  for (const DType dtype : every_type) {
     Case test = paged(dtype, 0);
     test.problem.mask = Mask::parse("causal and k % 5 != 2 and (q - k < 9 or k < 3)").value();
     const Data poisoned = run(test, Background::poison), clean = run(test, Background::zeros);
@@ -135,7 +135,7 @@ TEST_P(Failures, Class10_LengthsNextToEveryBoundaryInOneBatch) {
 }
 
 TEST_P(Failures, Class13_ScoresBeyondTheRangeOfExpGiveFiniteOutput) {
-  for (const DType dtype : types) {
+  for (const DType dtype : every_type) {
     for (const char* score : {"score * 900", "score - 123456.0", "score + 98765.0"}) {
       Case test = paged(dtype, 8);
       test.fill = Fill::large_scores;

@@ -15,11 +15,11 @@
 namespace chorale {
 namespace {
 
-Problem problem(DType dtype) {
+Problem small_problem(DType dtype) {
   return {.query_heads = 4, .kv_heads = 2, .head_dim = 40, .dtype = dtype, .mask = mask::causal()};
 }
 std::string fingerprint(DType dtype) {
-  return Attention::create(problem(dtype), "flash_attention_2").value().fingerprint().to_string();
+  return Attention::create(small_problem(dtype), "flash_attention_2").value().fingerprint().to_string();
 }
 
 constexpr std::string_view float_chains = "cpu-tiled/fp32-fma/T64/C1024/exp2-difference/pfp32/16-lane-tree";
@@ -43,7 +43,7 @@ std::uint64_t hash_of(const Tensor& tensor, std::uint64_t hash) {
 
 // Of out, LSE and the gradients of two sequences, one of them longer than a chunk.
 std::uint64_t bits_of_attention(DType dtype) {
-  const Attention attention = Attention::create(problem(dtype), "flash_attention_2", Device::cpu(2),
+  const Attention attention = Attention::create(small_problem(dtype), "flash_attention_2", Device::cpu(2),
                                                 {Phase::forward, Phase::backward})
                                   .value();
   constexpr std::int64_t rows = 1100;

@@ -15,7 +15,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-const Problem good{.query_heads = 8, .kv_heads = 2, .head_dim = 64};
+const Problem valid{.query_heads = 8, .kv_heads = 2, .head_dim = 64};
 
 TEST(Problem, RefusalsNameTheFieldTheValueAndTheLimit) {
   struct Refusal {
@@ -41,9 +41,9 @@ TEST(Problem, RefusalsNameTheFieldTheValueAndTheLimit) {
       {[](Problem& p) { p.first_query_head = std::numeric_limits<int>::max(); },
        "first_query_head 2147483647: must be from 0 to 2147483639"},
   };
-  ASSERT_TRUE(good.validate().is_ok());
+  ASSERT_TRUE(valid.validate().is_ok());
   for (const Refusal& refusal : refusals) {
-    Problem problem = good;
+    Problem problem = valid;
     refusal.change(problem);
     EXPECT_EQ(problem.validate().code(), Code::invalid_argument);
     EXPECT_THAT(problem.validate().message(), HasSubstr(refusal.sentence));
@@ -51,7 +51,7 @@ TEST(Problem, RefusalsNameTheFieldTheValueAndTheLimit) {
 }
 
 TEST(Problem, DefaultsAndDescription) {
-  Problem problem = good;
+  Problem problem = valid;
   EXPECT_EQ(problem.scale_or_default(), 0.125f);
   EXPECT_EQ(problem.value_dim(), 64);
   EXPECT_EQ(problem.group_size(), 4);

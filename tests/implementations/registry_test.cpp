@@ -11,7 +11,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-const Problem problem{.query_heads = 2, .kv_heads = 1, .head_dim = 16};
+const Problem usual{.query_heads = 2, .kv_heads = 1, .head_dim = 16};
 
 TEST(Registry, NamesInTheOrderOfAuto) {
   std::vector<std::string_view> names;
@@ -30,15 +30,15 @@ TEST(Registry, NamesInTheOrderOfAuto) {
 TEST(Registry, FingerprintsDiffer) {
   const auto& tiled = *find_implementation_name("flash_attention_2")->servants[0];
   const auto& eager = *find_implementation_name("eager")->servants[0];
-  EXPECT_NE(tiled.fingerprint(problem, Device::cpu()), eager.fingerprint(problem, Device::cpu()));
+  EXPECT_NE(tiled.fingerprint(usual, Device::cpu()), eager.fingerprint(usual, Device::cpu()));
   EXPECT_EQ(find_implementation_name("flex_attention")->servants[0], &tiled);
   EXPECT_EQ(find_implementation_name("flashinfer")->servants[0], &tiled);
 }
 
 TEST(Create, AutoTakesTheFirstThatWorks) {
-  EXPECT_EQ(Attention::create(problem).value().implementation().name(), "flash_attention_2");
-  EXPECT_EQ(Attention::create(problem, "eager").value().implementation().name(), "eager");
-  EXPECT_EQ(Attention::create(problem, "flashinfer", Device::cpu(), {Phase::prefill, Phase::decode})
+  EXPECT_EQ(Attention::create(usual).value().implementation().name(), "flash_attention_2");
+  EXPECT_EQ(Attention::create(usual, "eager").value().implementation().name(), "eager");
+  EXPECT_EQ(Attention::create(usual, "flashinfer", Device::cpu(), {Phase::prefill, Phase::decode})
                 .value()
                 .implementation()
                 .name(),
@@ -46,25 +46,25 @@ TEST(Create, AutoTakesTheFirstThatWorks) {
 }
 
 TEST(Create, AnExplicitNameNeverFallsBack) {
-  const Status cuda = Attention::create(problem, "flash_attention_3").status();
+  const Status cuda = Attention::create(usual, "flash_attention_3").status();
   EXPECT_EQ(cuda.code(), Code::unsupported);
   EXPECT_EQ(cuda.message(), "flash_attention_3: runs on an NVIDIA GPU, not on the CPU");
-  const Status sdpa = Attention::create(problem, "sdpa").status();
+  const Status sdpa = Attention::create(usual, "sdpa").status();
   EXPECT_EQ(sdpa.message(), "sdpa: this build links no vendor's attention library");
   const Status training =
-      Attention::create(problem, "flashinfer", Device::cpu(), {Phase::prefill, Phase::backward}).status();
+      Attention::create(usual, "flashinfer", Device::cpu(), {Phase::prefill, Phase::backward}).status();
   EXPECT_EQ(training.message(),
             "flashinfer: serves a rollout's prefill and decode only, and backward was asked for");
 }
 
 TEST(Create, RefusesUnknownNamesAndBadProblems) {
-  const Status unknown = Attention::create(problem, "flash_attention_4").status();
+  const Status unknown = Attention::create(usual, "flash_attention_4").status();
   EXPECT_EQ(unknown.code(), Code::invalid_argument);
   EXPECT_EQ(unknown.message(),
             "attention implementation 'flash_attention_4': must be one of auto, flash_attention_3, "
             "flash_attention_2, "
             "flex_attention, sdpa, eager, flashinfer");
-  Problem wide = problem;
+  Problem wide = usual;
   wide.head_dim = 300;
   EXPECT_THAT(Attention::create(wide).status().message(), HasSubstr("head_dim 300"));
 }
@@ -93,9 +93,9 @@ TEST(FirstSupported, RepeatsEveryReason) {
   const ImplementationName name{
       .name = "picky", .servants = {&one, &two}, .reason = "", .rollout_only = false};
   const Phase backward[] = {Phase::decode, Phase::backward}, decode[] = {Phase::decode};
-  EXPECT_EQ(first_supported(name, problem, Device::cpu(), backward).status().message(),
+  EXPECT_EQ(first_supported(name, usual, Device::cpu(), backward).status().message(),
             "head_dim 16: must be 17; needs a Tuesday");
-  EXPECT_EQ(first_supported(name, problem, Device::cpu(), decode).value(), &one);
+  EXPECT_EQ(first_supported(name, usual, Device::cpu(), decode).value(), &one);
 }
 
 }  // namespace

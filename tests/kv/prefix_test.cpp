@@ -14,10 +14,10 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using Tokens = std::vector<std::int32_t>;
 
-KvCacheConfig small_config(std::int64_t pages = 8) {
+KvCacheConfig prefix_config(std::int64_t pages = 8) {
   return {.kv_heads = 1, .head_dim = 2, .dtype = DType::float32, .page_size = 4, .pages = pages};
 }
-KvCache small_cache(std::int64_t pages = 8) { return KvCache::create(small_config(pages)).value(); }
+KvCache prefix_cache(std::int64_t pages = 8) { return KvCache::create(prefix_config(pages)).value(); }
 
 // `count` tokens that count up from `first`.
 Tokens tokens_from(std::int32_t first, std::size_t count) {
@@ -58,7 +58,7 @@ std::int64_t found(KvCache& cache, const Tokens& tokens, std::uint64_t salt = 0)
 }
 
 TEST(Prefix, FullPagesAreSharedAndOneTokenIsLeft) {
-  KvCache cache = small_cache();
+  KvCache cache = prefix_cache();
   const auto a = add_published(cache, tokens_from(10, 10));
   EXPECT_EQ(found(cache, tokens_from(10, 3)), 0);
   EXPECT_EQ(found(cache, tokens_from(10, 4)), 0) << "the last token is left to compute";
@@ -75,7 +75,7 @@ TEST(Prefix, FullPagesAreSharedAndOneTokenIsLeft) {
 }
 
 TEST(Prefix, NothingIsFoundBeforeItIsPublished) {
-  KvCache cache = small_cache();
+  KvCache cache = prefix_cache();
   const auto a = cache.add();
   fill(cache, a, tokens_from(0, 9));
   EXPECT_EQ(found(cache, tokens_from(0, 9)), 0);
@@ -86,7 +86,7 @@ TEST(Prefix, NothingIsFoundBeforeItIsPublished) {
 }
 
 TEST(Prefix, AllThatComesBeforeCounts) {
-  KvCache cache = small_cache();
+  KvCache cache = prefix_cache();
   add_published(cache, tokens_from(0, 12));
   Tokens other = tokens_from(0, 12);
   other[1] = 99;  // pages 1 and 2 hold the same tokens as before, after another first page
@@ -98,7 +98,7 @@ TEST(Prefix, AllThatComesBeforeCounts) {
 }
 
 TEST(Prefix, SaltsDoNotMix) {
-  KvCache cache = small_cache();
+  KvCache cache = prefix_cache();
   add_published(cache, tokens_from(0, 8), 1);
   EXPECT_EQ(found(cache, tokens_from(0, 9)), 0);
   EXPECT_EQ(found(cache, tokens_from(0, 9), 2), 0);
@@ -107,7 +107,7 @@ TEST(Prefix, SaltsDoNotMix) {
 
 // With a hash that maps everything to one number, only the comparison of tokens tells prompts apart.
 TEST(Prefix, CollisionsNeverServeAnotherPromptsPages) {
-  KvCacheConfig config = small_config(16);
+  KvCacheConfig config = prefix_config(16);
   config.prefix_hash = [](std::uint64_t, std::span<const std::int32_t>) { return std::uint64_t{7}; };
   KvCache cache = KvCache::create(config).value();
   add_published(cache, tokens_from(0, 8));
@@ -125,7 +125,7 @@ TEST(Prefix, CollisionsNeverServeAnotherPromptsPages) {
 }
 
 TEST(Prefix, FreedPagesStayFindableUntilThePoolNeedsThem) {
-  KvCache cache = small_cache(4);
+  KvCache cache = prefix_cache(4);
   const auto a = add_published(cache, tokens_from(0, 9));
   ASSERT_TRUE(cache.free(a).is_ok());
   EXPECT_EQ(cache.free_pages(), 4);
@@ -145,7 +145,7 @@ TEST(Prefix, FreedPagesStayFindableUntilThePoolNeedsThem) {
 }
 
 TEST(Prefix, TheLeastRecentlyUsedGoesFirst) {
-  KvCache cache = small_cache(3);
+  KvCache cache = prefix_cache(3);
   for (const int first : {0, 20, 40})
     ASSERT_TRUE(cache.free(add_published(cache, tokens_from(first, 4))).is_ok());
   EXPECT_EQ(cache.cached_pages(), 3);
@@ -160,7 +160,7 @@ TEST(Prefix, TheLeastRecentlyUsedGoesFirst) {
 // for half of them. A prompt is found exactly where the list still has it.
 TEST(Prefix, RandomUsesAreEvictedInTheirOrder) {
   constexpr std::int32_t prompts = 12, pages = 6, most_running = 4;
-  KvCache cache = small_cache(pages);
+  KvCache cache = prefix_cache(pages);
   std::mt19937 random(5);
   std::vector<std::int32_t> unused;  // prompts whose page nobody uses, the longest unused first
   std::vector<std::pair<std::int32_t, KvCache::SequenceId>> running;
@@ -195,7 +195,7 @@ TEST(Prefix, RandomUsesAreEvictedInTheirOrder) {
 }
 
 TEST(Prefix, APageInUseIsNeverEvicted) {
-  KvCache cache = small_cache(3);
+  KvCache cache = prefix_cache(3);
   ASSERT_TRUE(cache.free(add_published(cache, tokens_from(0, 8))).is_ok());
   const auto user = cache.add_with_prefix(tokens_from(0, 9));
   EXPECT_EQ(user.tokens, 8);
@@ -208,7 +208,7 @@ TEST(Prefix, APageInUseIsNeverEvicted) {
 }
 
 TEST(Prefix, PublishingWhatIsKnownGivesTheOwnPagesBack) {
-  KvCache cache = small_cache();
+  KvCache cache = prefix_cache();
   const auto a = cache.add(), b = cache.add();
   const Tokens tokens = tokens_from(0, 10);
   fill(cache, a, tokens);
@@ -226,7 +226,7 @@ TEST(Prefix, PublishingWhatIsKnownGivesTheOwnPagesBack) {
 
 // A fork that keeps its own first page while the second, shared one was published below another.
 TEST(Prefix, EvictingAParentHidesWhatComesAfterIt) {
-  KvCache cache = small_cache(4);
+  KvCache cache = prefix_cache(4);
   const Tokens tokens = tokens_from(0, 9);
   const auto a = add_published(cache, tokens_from(0, 4));
   const auto b = cache.add();
@@ -245,7 +245,7 @@ TEST(Prefix, EvictingAParentHidesWhatComesAfterIt) {
 }
 
 TEST(Prefix, PublishedPagesAreNeverWritten) {
-  KvCache cache = small_cache(3);
+  KvCache cache = prefix_cache(3);
   const auto a = cache.add();
   fill(cache, a, tokens_from(0, 4));
   const std::int64_t slot = std::int64_t{cache.block_table(a).value()[0]} * 4 + 3;
@@ -274,7 +274,7 @@ TEST(Prefix, PublishedPagesAreNeverWritten) {
 }
 
 TEST(Prefix, WeightsThatChangeLeaveNothingBehind) {
-  KvCache cache = small_cache();
+  KvCache cache = prefix_cache();
   const Tokens tokens = tokens_from(0, 9);
   ASSERT_TRUE(cache.free(add_published(cache, tokens)).is_ok());
   const auto running = add_published(cache, tokens_from(20, 8));
@@ -293,7 +293,7 @@ TEST(Prefix, WeightsThatChangeLeaveNothingBehind) {
 }
 
 TEST(Prefix, PublishNamesWhatIsWrong) {
-  KvCache cache = small_cache();
+  KvCache cache = prefix_cache();
   const auto a = add_published(cache, tokens_from(0, 6));
   expect_error(cache.publish(a, tokens_from(0, 7)), Code::out_of_range,
                "publish 7 tokens of sequence 0: it has 6");

@@ -13,7 +13,7 @@ namespace {
 using testing::HasSubstr;
 using Tokens = std::vector<std::int32_t>;
 
-KvCache small_cache(std::int64_t pages = 6) {
+KvCache cache_of_two_layers(std::int64_t pages = 6) {
   return KvCache::create(
              {.layers = 2, .kv_heads = 2, .head_dim = 3, .value_head_dim = 5, .page_size = 4, .pages = pages})
       .value();
@@ -49,7 +49,7 @@ std::vector<std::byte> content(const KvCache& cache, KvCache::SequenceId id) {
 }
 
 TEST(Swap, TheSameBitsComeBackInOtherPages) {
-  KvCache cache = small_cache();
+  KvCache cache = cache_of_two_layers();
   const auto a = cache.add();
   append(cache, a, 10, 1);
   const auto before = content(cache, a);
@@ -71,7 +71,7 @@ TEST(Swap, TheSameBitsComeBackInOtherPages) {
 }
 
 TEST(Swap, AFullPoolRefusesAndChangesNothing) {
-  KvCache cache = small_cache(3);
+  KvCache cache = cache_of_two_layers(3);
   const auto a = cache.add();
   append(cache, a, 9, 1);
   const auto before = content(cache, a);
@@ -87,7 +87,7 @@ TEST(Swap, AFullPoolRefusesAndChangesNothing) {
 }
 
 TEST(Swap, SharedPagesStayWithTheOthers) {
-  KvCache cache = small_cache();
+  KvCache cache = cache_of_two_layers();
   const auto a = cache.add();
   append(cache, a, 6, 1);
   const auto b = cache.fork(a).value();
@@ -102,7 +102,7 @@ TEST(Swap, SharedPagesStayWithTheOthers) {
 }
 
 TEST(Swap, PublishedPagesAreSharedAgain) {
-  KvCache cache = small_cache();
+  KvCache cache = cache_of_two_layers();
   Tokens tokens(10);
   std::iota(tokens.begin(), tokens.end(), 0);
   const auto a = cache.add(3);
@@ -122,7 +122,7 @@ TEST(Swap, PublishedPagesAreSharedAgain) {
 }
 
 TEST(Swap, EvictedPrefixesComeBackFromHostMemory) {
-  KvCache cache = small_cache(3);
+  KvCache cache = cache_of_two_layers(3);
   Tokens tokens(10);
   std::iota(tokens.begin(), tokens.end(), 0);
   const auto a = cache.add();
@@ -138,7 +138,7 @@ TEST(Swap, EvictedPrefixesComeBackFromHostMemory) {
 
 // The prefix was published again under other weights: what was swapped out keeps its own keys.
 TEST(Swap, NeverMixesWithPagesOfOtherWeights) {
-  KvCache cache = small_cache();
+  KvCache cache = cache_of_two_layers();
   const Tokens tokens{1, 2, 3, 4};
   const auto a = cache.add();
   append(cache, a, 4, 1);
@@ -156,7 +156,7 @@ TEST(Swap, NeverMixesWithPagesOfOtherWeights) {
 }
 
 TEST(Swap, TheUsualErrors) {
-  KvCache cache = small_cache(), other = small_cache();
+  KvCache cache = cache_of_two_layers(), other = cache_of_two_layers();
   EXPECT_EQ(cache.swap_out(4).status().code(), Code::not_found);
   const auto empty = cache.swap_out(cache.add());
   ASSERT_TRUE(empty) << empty.status().message();

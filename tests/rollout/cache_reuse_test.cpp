@@ -30,7 +30,7 @@ std::vector<Request> groups(int count) {
   return requests;
 }
 
-std::vector<Completion> one_by_one(const Model& model, const std::vector<Request>& requests) {
+std::vector<Completion> each_alone(const Model& model, const std::vector<Request>& requests) {
   std::vector<Completion> completions;
   for (const Request& request : requests) {
     Generator generator = make(model, config_with(100));
@@ -48,7 +48,7 @@ TEST(CacheReuse, APrefixFromFreedPagesChangesNoBit) {
   config.scheduler.max_running = 1;
   Generator generator = make(model, config);
   const auto completions = generator.generate(requests).value();
-  expect_same(one_by_one(model, requests), completions);
+  expect_same(each_alone(model, requests), completions);
   EXPECT_EQ(completions[0].shared_tokens, 0);
   EXPECT_EQ(completions[1].shared_tokens, 20) << "the group's prompt, but for the last token";
   EXPECT_EQ(completions[4].shared_tokens, 12) << "what the groups have in common";
@@ -59,7 +59,7 @@ TEST(CacheReuse, EvictionChangesNoBit) {
   const Model model = small_model(DType::float32);
   const std::vector<Request> requests = groups(16);
   Generator generator = make(model, config_with(14));
-  expect_same(one_by_one(model, requests), generator.generate(requests).value());
+  expect_same(each_alone(model, requests), generator.generate(requests).value());
 }
 
 TEST(CacheReuse, NewWeightsShareNothingWithOldOnes) {
@@ -73,14 +73,14 @@ TEST(CacheReuse, NewWeightsShareNothingWithOldOnes) {
     for (float& x : parameter.value.as<float>()) x *= 9;
   ASSERT_TRUE(model.set_parameters(other).is_ok());
   const auto after = generator.generate(requests).value();
-  expect_same(one_by_one(model, requests), after);
+  expect_same(each_alone(model, requests), after);
   EXPECT_NE(before[0].log_probs, after[0].log_probs);
 }
 
 TEST(CacheReuse, SwapAndRecomputationGiveTheSameBits) {
   const Model model = small_model(DType::bfloat16);
   const std::vector<Request> requests = groups(12);
-  const auto expected = one_by_one(model, requests);
+  const auto expected = each_alone(model, requests);
   std::int64_t computed[2];
   for (const Preemption preemption : {Preemption::recompute, Preemption::swap}) {
     Generator generator = make(model, config_with(20, preemption));

@@ -4,10 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <random>
 
+#include "trainer/same_bits.h"
 #include "trainer/trainer.h"
 
 namespace chorale {
@@ -33,12 +33,6 @@ ParameterSet random_set(const ModelConfig& config, std::uint32_t seed, float dev
   for (NamedTensor& tensor : set)
     for (float& value : tensor.value.as<float>()) value = normal(random);
   return set;
-}
-
-bool same_bits(const ParameterSet& a, const ParameterSet& b) {
-  for (std::size_t i = 0; i < a.size(); ++i)
-    if (std::memcmp(a[i].value.view().data, b[i].value.view().data, a[i].value.bytes()) != 0) return false;
-  return a.size() == b.size();
 }
 
 // The formula of the header, in float64, all parameters in one row.

@@ -4,12 +4,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <filesystem>
 #include <random>
 
 #include "base/files.h"
 #include "trainer/atomic_folder.h"
+#include "trainer/same_bits.h"
 
 namespace chorale {
 namespace {
@@ -56,12 +56,6 @@ Trainer make_trainer(const ParameterSet& parameters, const AdamWConfig& optimize
   PackedAttention packed(
       std::vector<PackedLayer>(config.num_hidden_layers, PackedLayer{attention, attention}));
   return Trainer::create(config, parameters, std::move(packed), scoring, optimizer).value();
-}
-
-bool same_bits(const ParameterSet& a, const ParameterSet& b) {
-  for (std::size_t i = 0; i < a.size(); ++i)
-    if (std::memcmp(a[i].value.view().data, b[i].value.view().data, a[i].value.bytes()) != 0) return false;
-  return a.size() == b.size();
 }
 
 // A loss with a different pull at every token.
