@@ -6,9 +6,7 @@
 
 namespace chorale::kernels {
 
-__device__ __forceinline__ u32 pack(float low, float high) {
-  return Config::bfloat16 ? pack_bfloat16(low, high) : pack_float16(low, high);
-}
+__device__ __forceinline__ u32 pack(float low, float high) { return pack<Config::bfloat16>(low, high); }
 // Two codes as the values they stand for.
 __device__ __forceinline__ u32 decode_pair(u32 codes, float scale) {
   const float2 x = unpack_e4m3(static_cast<u16>(codes));

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "decode_memory.cuh"
-#include "program.cuh"
+#include "visibility.cuh"
 
 namespace chorale::kernels {
 
@@ -22,20 +22,16 @@ struct Task : Pass {
     kv_head = number < params.plan.counts->split_items ? index % params.kv_heads : -1;
     tile = split.first_chunk * chunk_tiles;
   }
-};
-
-// 0: the rows see no key of the tile, 2: they see all, 1: look at each.
-__device__ __forceinline__ int tile_coverage(const ForwardParams& params, const Task& task, int tile) {
-  const int k_first = tile * Config::tile, k_end = k_first + Config::tile;
-  int seen = k_end <= task.split.kv_len ? 2 : 1;
-  if constexpr (Config::masked) {
-    const int head = params.first_query_head + task.kv_head * Config::group;
-    seen = min(seen, program_coverage(params.plan.tables, task.split.sequence, head, head + Config::group - 1,
-                                      task.split.q_position, task.split.q_position + task.split.positions - 1,
-                                      k_first, min(k_end, task.split.kv_len) - 1));
+  __device__ __forceinline__ RowRange rows(int first_query_head) const {
+    const int head = first_query_head + kv_head * Config::group;
+    return {split.sequence,
+            head,
+            head + Config::group - 1,
+            split.q_position,
+            split.q_position + split.positions - 1,
+            split.kv_len};
   }
-  return seen;
-}
+};
 
 class Bringer {
  public:
@@ -81,9 +77,11 @@ class Bringer {
     task.ends_chunk = task.tile + pass_tiles >= end;
     task.ends_item = task.ends_chunk && chunk + 1 == item_end;
     const int lane = thread_ % 32, tile = task.tile + lane;
-    const int seen = lane < pass_tiles && tile < end ? tile_coverage(params_, task, tile) : 0;
-    task.visible = __ballot_sync(~0u, seen != 0);
-    task.is_partial = __ballot_sync(~0u, seen == 1);
+    const int seen = lane < pass_tiles && tile < end
+                         ? tile_coverage(params_.plan, task.rows(params_.first_query_head), tile)
+                         : static_cast<int>(empty);
+    task.visible = __ballot_sync(~0u, seen != empty);
+    task.is_partial = __ballot_sync(~0u, seen == partial);
     if constexpr (Config::paged) {
       constexpr int size = Config::paged ? Config::page_size : 1;
       const int* table = params_.plan.block_table + static_cast<long long>(task.split.sequence) *

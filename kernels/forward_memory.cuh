@@ -60,8 +60,9 @@ struct ForwardMemory {
   unsigned char query[queries][query_bytes];
   unsigned char key[keys][key_tile_bytes];
   unsigned char value[values][value_tile_bytes];
-  alignas(16) unsigned char out[2][staged_blocks *
-                                   staged_bytes];  // of a warpgroup: staged outputs, and part of its Total
+  // Of a warpgroup: staged outputs, whose swizzle counts on the alignment, and before an item's end part of
+  // its Total.
+  alignas(128) unsigned char out[2][staged_blocks * staged_bytes];
 
   Item item[items];
   Step step[keys];               // what key[i] is

@@ -82,9 +82,7 @@ struct Softmax {
 
 __device__ __forceinline__ void pack(u32 (&p)[score_count / 2], const float (&scores)[score_count]) {
 #pragma unroll
-  for (int i = 0; i < score_count / 2; ++i)
-    p[i] = Config::bfloat16 ? pack_bfloat16(scores[2 * i], scores[2 * i + 1])
-                            : pack_float16(scores[2 * i], scores[2 * i + 1]);
+  for (int i = 0; i < score_count / 2; ++i) p[i] = pack<Config::bfloat16>(scores[2 * i], scores[2 * i + 1]);
 }
 
 __device__ __forceinline__ void multiply(float (&out)[out_count], const float (&by)[2]) {

@@ -34,6 +34,10 @@ __device__ __forceinline__ u32 pack_float16(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
   return d;
 }
+template <bool bfloat16>
+__device__ __forceinline__ u32 pack(float low, float high) {
+  return bfloat16 ? pack_bfloat16(low, high) : pack_float16(low, high);
+}
 
 // sum + 0 x, for two 16-bit values.
 template <bool bfloat16>

@@ -76,10 +76,10 @@ __device__ __forceinline__ float finished(float out, float factor) {
   return factor == 0.f ? 0.f : __fmul_rn(out, factor);
 }
 
+// Two of them, rounded: one choice for both.
 template <bool bfloat16>
 __device__ __forceinline__ u32 finished_pair(float x, float y, float factor) {
-  x = __fmul_rn(x, factor), y = __fmul_rn(y, factor);
-  const u32 pair = bfloat16 ? pack_bfloat16(x, y) : pack_float16(x, y);
+  const u32 pair = pack<bfloat16>(__fmul_rn(x, factor), __fmul_rn(y, factor));
   return factor == 0.f ? 0 : pair;
 }
 

@@ -329,7 +329,9 @@ class PointEmitter : public Emitter {
   }
 
   bool is_score_;
-  std::size_t first_key_value_;
+
+ protected:
+  const std::size_t first_key_value_;
 };
 
 // The part of a program that program_keys runs.
@@ -338,13 +340,14 @@ class KeyEmitter final : public PointEmitter {
   using PointEmitter::PointEmitter;
 
   // Statements that read its key values.
-  std::string emit_loads(std::size_t first_key_value) {
+  std::string emit_loads() {
     if (key_loads().empty()) return {};
     std::string text = emit().first;
-    for (const std::int32_t i : key_loads()) {
-      const std::string_view form =
-          at(i).type == Type::floating ? "  key.v[{}] = __float_as_int(v{});\n" : "  key.v[{}] = v{};\n";
-      text += fmt::format(fmt::runtime(form), first_key_value++, i);
+    for (std::size_t n = 0; n < key_loads().size(); ++n) {
+      const std::int32_t i = key_loads()[n];
+      const std::string value =
+          at(i).type == Type::floating ? fmt::format("__float_as_int({})", name(i)) : name(i);
+      text += fmt::format("  key.v[{}] = {};\n", first_key_value_ + n, value);
     }
     return fmt::format("  {{\n{}  }}\n", text);
   }
@@ -435,8 +438,8 @@ std::string emit_cuda(const Program& mask, const Program& score) {
       "empty\n}};\n"
       "__device__ __forceinline__ KeyValues program_keys(const TableView* tables, int b, int k) {{\n"
       "  using namespace program;\n  KeyValues key{{}};\n{1}{2}  return key;\n}}\n\n",
-      mask_values + scored.key_loads().size(), KeyEmitter(mask, 0, false, 0).emit_loads(0),
-      KeyEmitter(score, tables, true, 0).emit_loads(mask_values));
+      mask_values + scored.key_loads().size(), KeyEmitter(mask, 0, false, 0).emit_loads(),
+      KeyEmitter(score, tables, true, mask_values).emit_loads());
   text += point_function(
       "bool program_visible(const TableView* tables, int b, int h, int q, int k, const KeyValues& key)", mask,
       visible);

@@ -19,6 +19,7 @@
 #include "implementations/cuda/cuda_attention.h"
 #include "implementations/cuda/on_gpu.h"
 #include "implementations/cuda/order.h"
+#include "implementations/cuda/replay.h"
 
 namespace chorale {
 namespace {
@@ -30,6 +31,7 @@ using conformance::differences;
 using conformance::Passes;
 using conformance::Rows;
 using conformance::Sequence;
+using testing::Caller;
 using ::testing::HasSubstr;
 using testing::OnDevice;
 using testing::OnGpu;
@@ -293,31 +295,6 @@ TEST_P(Runtime, AThousandRunsHaveTheSameBits) {
   }
 }
 
-// What a caller of the driver has and gives back.
-class Caller {
- public:
-  explicit Caller(const cuda::Gpu& gpu) : gpu_(gpu) {
-    const cuda::Gpu::Scope scope(gpu_);
-    EXPECT_EQ(gpu_.driver().create_stream(&stream, 1), 0);
-  }
-  ~Caller() {
-    const cuda::Gpu::Scope scope(gpu_);
-    const cuda::Driver& d = gpu_.driver();
-    if (replay != nullptr) d.destroy_graph_exec(replay);
-    if (graph != nullptr) d.destroy_graph(graph);
-    d.destroy_stream(stream);
-  }
-  Caller(const Caller&) = delete;
-  Caller& operator=(const Caller&) = delete;
-
-  cuda::Stream stream = nullptr;
-  cuda::Graph graph = nullptr;
-  cuda::GraphExec replay = nullptr;
-
- private:
-  const cuda::Gpu& gpu_;
-};
-
 TEST_P(Runtime, TwoStreamsOfOnePlanGetWhatOneGets) {
   const Case test = whole(features()[0]);
   const Data data = conformance::make_data(test);
@@ -356,38 +333,17 @@ TEST_P(Runtime, AGraphReplaysWithNewLengthsAndPages) {
                                            cuda::order_of(test.problem.head_dim, test.problem.value_dim()))
                         .value();
   if (testing::on_plan != nullptr) testing::on_plan(plan->problem());
-  const cuda::Driver& d = gpu_->driver();
-  {
-    const cuda::Gpu::Scope scope(*gpu_);
-    device.set_stream(stream);
-    // Not before it is on the GPU.
-    ASSERT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
-    EXPECT_THAT(plan->forward(device.tensors()).message(), HasSubstr("before capturing"));
-    ASSERT_EQ(d.end_capture(stream, &caller.graph), 0);
-    d.destroy_graph(std::exchange(caller.graph, nullptr));
-    ASSERT_TRUE(plan->upload(stream).is_ok());
-    ASSERT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
-    const Status captured = plan->forward(device.tensors());
-    ASSERT_EQ(d.end_capture(stream, &caller.graph), 0);
-    ASSERT_TRUE(captured.is_ok()) << captured.message();
-    ASSERT_EQ(d.instantiate_graph(&caller.replay, caller.graph, 0), 0);
-  }
+  device.set_stream(stream);
+  EXPECT_THAT(caller.capture(*plan, device.tensors()).message(), HasSubstr("before capturing"));
+  ASSERT_TRUE(plan->upload(stream).is_ok());
+  const Status captured = caller.capture(*plan, device.tensors());
+  ASSERT_TRUE(captured.is_ok()) << captured.message();
+  caller.instantiate();
   // The pool stays; each sequence loses some of its last tokens, and two are gone.
   for (const int shorter : {0, 1, 13, 60}) {
     Batch batch = data.batch;
     for (std::int32_t& length : batch.kv_lens) length = std::max(1, length - shorter);
-    const Status updated = plan->update(batch, stream);
-    ASSERT_TRUE(updated.is_ok()) << updated.message();
-    {
-      const cuda::Gpu::Scope scope(*gpu_);
-      ASSERT_EQ(d.launch_graph(caller.replay, stream), 0);
-    }
-    ASSERT_TRUE(device.to_host().is_ok());
-    const Tensor replayed = data.out.memory.clone();
-    const auto fresh = attention_->plan(test.problem, batch, Device::cuda()).value();
-    ASSERT_TRUE(attention_->forward(*fresh, data.forward()).is_ok());
-    EXPECT_TRUE(std::ranges::equal(replayed.as<bfloat16>(), data.out.memory.as<bfloat16>()))
-        << shorter << " shorter";
+    caller.expect_replay(*plan, batch, device, data, *attention_, fmt::format("{} shorter", shorter));
   }
   // More than there is room for is refused, and the plan is as it was.
   Case larger = test;

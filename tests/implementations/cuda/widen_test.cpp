@@ -1,5 +1,6 @@
 // 8-bit keys in the forward kernel: which kernels run, in what memory, and graphs of them. Bits and errors
 // are gpu_test.cpp's.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include "implementations/conformance/check.h"
 #include "implementations/cuda/cuda_attention.h"
 #include "implementations/cuda/on_gpu.h"
+#include "implementations/cuda/replay.h"
 #ifdef CHORALE_FAKE_GPU
 #include "implementations/cuda/fake_gpu.h"
 #endif
@@ -20,6 +22,7 @@ using conformance::Case;
 using conformance::Data;
 using conformance::Passes;
 using ::testing::AllOf;
+using testing::Caller;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::OnDevice;
@@ -115,44 +118,20 @@ TEST_F(Widen, AGraphReplaysWithNewLengthsAndPages) {
   OnDevice device(*gpu_, data.forward());
   ASSERT_TRUE(device.to_device().is_ok());
   const auto plan = this->plan(test, data.batch);
-  const cuda::Driver& d = gpu_->driver();
-  cuda::Stream stream = nullptr;
-  cuda::Graph graph = nullptr;
-  cuda::GraphExec replay = nullptr;
-  {
-    const cuda::Gpu::Scope scope(*gpu_);
-    ASSERT_EQ(d.create_stream(&stream, 1), 0);
-    device.set_stream(stream);
-    ASSERT_TRUE(plan->upload(stream).is_ok());
-    ASSERT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
-    const Status captured = plan->forward(device.tensors());
-    ASSERT_EQ(d.end_capture(stream, &graph), 0);
-    ASSERT_TRUE(captured.is_ok()) << captured.message();
-    ASSERT_EQ(d.instantiate_graph(&replay, graph, 0), 0);
-  }
+  Caller caller(*gpu_);
+  device.set_stream(caller.stream);
+  ASSERT_TRUE(plan->upload(caller.stream).is_ok());
+  const Status captured = caller.capture(*plan, device.tensors());
+  ASSERT_TRUE(captured.is_ok()) << captured.message();
+  caller.instantiate();
   for (const int shorter : {0, 1, 5, 29}) {
     Batch batch = data.batch;
     for (std::int32_t& length : batch.kv_lens) length -= shorter;
     // The second sequence's first two pages in the other order.
     std::swap(batch.block_table[static_cast<std::size_t>(batch.block_table_stride)],
               batch.block_table[static_cast<std::size_t>(batch.block_table_stride) + 1]);
-    const Status updated = plan->update(batch, stream);
-    ASSERT_TRUE(updated.is_ok()) << updated.message();
-    {
-      const cuda::Gpu::Scope scope(*gpu_);
-      ASSERT_EQ(d.launch_graph(replay, stream), 0);
-    }
-    ASSERT_TRUE(device.to_host().is_ok());
-    const Tensor replayed = data.out.memory.clone();
-    const auto fresh = attention_->plan(test.problem, batch, Device::cuda()).value();
-    ASSERT_TRUE(attention_->forward(*fresh, data.forward()).is_ok());
-    EXPECT_TRUE(std::ranges::equal(replayed.as<bfloat16>(), data.out.memory.as<bfloat16>()))
-        << shorter << " shorter";
+    caller.expect_replay(*plan, batch, device, data, *attention_, fmt::format("{} shorter", shorter));
   }
-  const cuda::Gpu::Scope scope(*gpu_);
-  d.destroy_graph_exec(replay);
-  d.destroy_graph(graph);
-  d.destroy_stream(stream);
 }
 
 TEST_F(Widen, APlanHasRoomForSoManyKeys) {
