@@ -12,9 +12,9 @@ namespace {
 
 // So that a batch that grows a little finds room the next time, at the price of an eighth at most.
 std::size_t rounded_up(std::size_t bytes) {
-  constexpr std::size_t least = 64 << 10;
-  const std::size_t step = std::bit_floor(std::max(bytes, least)) / 8;
-  return std::max(least, (bytes + step - 1) / step * step);
+  bytes = std::max<std::size_t>(bytes, 64 << 10);
+  const std::size_t step = std::bit_floor(bytes) / 8;  // a power of two
+  return (bytes + step - 1) & ~(step - 1);
 }
 
 }  // namespace

@@ -301,6 +301,7 @@ TEST_P(Runtime, TwoStreamsOfOnePlanGetWhatOneGets) {
   const auto plan = attention_->plan(test.problem, data.batch, Device::cuda()).value();
   const Rows reference = forward(test);
   std::vector<std::thread> threads;
+  threads.reserve(2);
   std::atomic<int> same = 0;
   for (int i = 0; i < 2; ++i)
     threads.emplace_back([&] {

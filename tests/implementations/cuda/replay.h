@@ -36,7 +36,7 @@ class Caller {
     const cuda::Driver& d = gpu_.driver();
     drop_graph();
     EXPECT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
-    const Status captured = plan.forward(tensors);
+    Status captured = plan.forward(tensors);
     EXPECT_EQ(d.end_capture(stream, &graph_), 0);
     return captured;
   }
@@ -44,10 +44,11 @@ class Caller {
     const cuda::Gpu::Scope scope(gpu_);
     ASSERT_EQ(gpu_.driver().instantiate_graph(&replay_, graph_, 0), 0);
   }
-  // Puts a batch into the plan that was captured, and replays: as a fresh plan of that batch gives. `device` has
-  // `data`'s tensors; `attention` reads and writes them where they are.
-  void expect_replay(cuda::CudaPlan& plan, const Batch& batch, OnDevice& device, const conformance::Data& data,
-                     const Implementation& attention, const std::string& what) const {
+  // Puts a batch into the plan that was captured, and replays: as a fresh plan of that batch gives. `device`
+  // has `data`'s tensors; `attention` reads and writes them where they are.
+  void expect_replay(cuda::CudaPlan& plan, const Batch& batch, OnDevice& device,
+                     const conformance::Data& data, const Implementation& attention,
+                     const std::string& what) const {
     const Status updated = plan.update(batch, stream);
     ASSERT_TRUE(updated.is_ok()) << updated.message();
     {

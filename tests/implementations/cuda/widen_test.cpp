@@ -21,7 +21,6 @@ namespace {
 using conformance::Case;
 using conformance::Data;
 using conformance::Passes;
-using ::testing::AllOf;
 using testing::Caller;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -62,7 +61,7 @@ class Widen : public ::testing::Test {
 TEST(WidenKeys, ServeLongQueriesAndDecodeTheOthers) {
   const Problem problem{.query_heads = 8, .kv_heads = 2, .head_dim = 128, .kv_dtype = codes};
   const cuda::Order order = cuda::order_of(128, 128);
-  const auto kinds = [&](std::vector<std::int32_t> queries) {
+  const auto kinds = [&](const std::vector<std::int32_t>& queries) {
     Batch batch;
     batch.cu_seqlens_q = batch.cu_seqlens_k = {0};
     for (const std::int32_t count : queries) {
@@ -161,8 +160,9 @@ TEST_F(Widen, SaysWhatMemoryThereIsNot) {
   const Status status = too_large->forward(device.tensors());
   EXPECT_EQ(status.code(), Code::resource_exhausted);
   EXPECT_THAT(status.message(),
-              AllOf(HasSubstr("a plan's "), HasSubstr("1073741824 free"),
-                    HasSubstr("2147483648 bytes are for 8-bit keys as bfloat16, of 1 KV heads at a time")));
+              ::testing::AllOf(
+                  HasSubstr("a plan's "), HasSubstr("1073741824 free"),
+                  HasSubstr("2147483648 bytes are for 8-bit keys as bfloat16, of 1 KV heads at a time")));
   EXPECT_TRUE(plan(test, data.batch)->forward(device.tensors()).is_ok()) << "the next plan works";
 }
 #endif
