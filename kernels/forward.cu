@@ -24,6 +24,7 @@
 
 extern "C" __device__ const int chorale_forward_smem = sizeof(chorale::kernels::ForwardMemory);
 extern "C" __device__ const int chorale_forward_threads = chorale::kernels::forward_threads;
+extern "C" __device__ const int chorale_forward_overlaps = 1;
 
 extern "C" __global__ void __launch_bounds__(chorale::kernels::forward_threads, 1)
     chorale_forward(const __grid_constant__ chorale::kernels::ForwardParams params) {
@@ -32,6 +33,8 @@ extern "C" __global__ void __launch_bounds__(chorale::kernels::forward_threads, 
   ForwardMemory& shared = *reinterpret_cast<ForwardMemory*>(memory);
   if (threadIdx.x == 0) shared.initialise();
   __syncthreads();
+  grid_dependency_wait();
+  grid_dependency_launch();
 
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (warpgroup == 0) {

@@ -153,29 +153,29 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
 
   // The next item, once its queries are there. False: there is none.
   const auto meet_item = [&](ItemTurn turn) {
-    mbarrier_wait(&shared.item_known[turn.index], turn.parity);
+    mbarrier_wait(shared_address(shared.item_known, turn.index), turn.parity);
     if (uniform(shared.item[turn.index].sequence) < 0) return false;
     const QueryTurn query(turn);
-    mbarrier_wait(&shared.query_full[query.index], query.parity);
+    mbarrier_wait(shared_address(shared.query_full, query.index), query.parity);
     return true;
   };
   const auto ask_for_scores = [&](ItemTurn of) {
-    multiply_keys(scores, shared_address(shared.query[QueryTurn(of).index]) + own_rows,
-                  shared_address(shared.key[key.index]));
+    multiply_keys(scores, shared_address(shared.query, QueryTurn(of).index) + own_rows,
+                  shared_address(shared.key, key.index));
   };
   const auto ask_for_values = [&](bool fresh) {
-    mbarrier_wait(&shared.value_safe[value.index], value.parity);
-    multiply_values(out, p, shared_address(shared.value[value.index]), fresh);
+    mbarrier_wait(shared_address(shared.value_safe, value.index), value.parity);
+    multiply_values(out, p, shared_address(shared.value, value.index), fresh);
   };
   // What the scores of `step` were made of is no longer needed; asked for after `when` is known.
   const auto release_keys = [&](ItemTurn of, Step step, float when) {
-    mbarrier_arrive_if(speaks, ordered_after(when, shared_address(&shared.key_free[key.index]), zero));
+    mbarrier_arrive_if(speaks, ordered_after(when, shared_address(shared.key_free, key.index), zero));
     mbarrier_arrive_if(speaks && (step.flags & Step::last) != 0,
-                       shared_address(&shared.query_free[QueryTurn(of).index]));
+                       shared_address(shared.query_free, QueryTurn(of).index));
     key.next();
   };
   const auto release_values = [&] {
-    if (speaks) mbarrier_arrive(&shared.value_free[value.index]);
+    if (speaks) mbarrier_arrive(shared_address(shared.value_free, value.index));
     value.next();
   };
   const auto add_infinite = [&](Step step) {
@@ -188,12 +188,12 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   const auto finish_item = [&](Softmax chunk) {
     total.finish(chunk, out, params.factor);
     store(out, chunk, params, shared.item[item.index], rows, shared.out[warpgroup]);
-    if (speaks) mbarrier_arrive(&shared.item_free[item.index]);
+    if (speaks) mbarrier_arrive(shared_address(shared.item_free, item.index));
   };
 
   // The first tile of all has nothing to run beside.
   if (!meet_item(item)) return;
-  mbarrier_wait(&shared.key_full[key.index], key.parity);
+  mbarrier_wait(shared_address(shared.key_full, key.index), key.parity);
   Step step = read_step(shared, key.index);
   ask_for_scores(item);
   wgmma_wait<0>();
@@ -214,7 +214,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       of_following.next();
       if (!meet_item(of_following)) break;
     }
-    mbarrier_wait(&shared.key_full[key.index], key.parity);
+    mbarrier_wait(shared_address(shared.key_full, key.index), key.parity);
     const Step following = read_step(shared, key.index);
     wait_for_turn(warpgroup);
     ask_for_scores(of_following);

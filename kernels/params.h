@@ -74,10 +74,12 @@ struct KeyTile {
 
 // Read from device memory, like everything that changes from step to step.
 struct PlanCounts {
-  int row_blocks;          // longest first
+  int row_blocks;          // in the order in which they are taken
   int split_items;         // 0: the plan is not split
   int block_table_stride;  // pages a row; packed keys: 0
   int key_tiles;           // to widen
+  int heads_together;      // of a launch, the last so many KV heads whose row blocks are taken in turn; before
+                           // them one head's after another's
 };
 
 // Constant arrays of the mask and score programs, in the order in which the emitted code names them. An array
@@ -141,7 +143,6 @@ struct ForwardParams {
   float factor;        // turns a score into a power of two: scale * log2(e), or log2(e) after a score program
   int kv_heads;        // of the problem: so many groups a row of lse has
   int heads;           // KV heads of this launch; its tensors, lse too, begin with the first of them
-  int heads_together;  // KV heads whose blocks run side by side, so that their keys stay in the L2 cache
   int first_query_head;  // what `h` counts from in programs
   // Split decode: partial states, slot = first_slot + chunk, for each KV head in turn.
   float* partial_out;        // [kv_heads, slots, rows, value_dim]

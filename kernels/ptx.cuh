@@ -10,6 +10,11 @@ using u16 = unsigned short;
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
   return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
+// Of an element of an array, by arithmetic of 32 bits: NVRTC would take 64, which costs the forward kernel 1%.
+template <class T, int size>
+__device__ __forceinline__ u32 shared_address(const T (&array)[size], int index) {
+  return shared_address(&array[0]) + index * static_cast<u32>(sizeof(T));
+}
 
 // --- arithmetic whose rounding is part of the order ---------------------------------------------------
 
@@ -104,9 +109,10 @@ __device__ __forceinline__ float unpack(u32 x) {
 __device__ __forceinline__ void mbarrier_init(u64* barrier, u32 arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals));
 }
-__device__ __forceinline__ void mbarrier_arrive(u64* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+__device__ __forceinline__ void mbarrier_arrive(u64* barrier) { mbarrier_arrive(shared_address(barrier)); }
 // One instruction, no branch: it does not end a block of code.
 __device__ __forceinline__ void mbarrier_arrive_if(bool arrives, u32 barrier) {
   asm volatile(
@@ -126,18 +132,18 @@ __device__ __forceinline__ void mbarrier_arrive_expect_bytes(u64* barrier, u32 b
                "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ bool mbarrier_try_wait(u64* barrier, u32 parity) {
+__device__ __forceinline__ bool mbarrier_try_wait(u32 barrier, u32 parity) {
   u32 done;
   asm volatile(
       "{\n.reg .pred p;\n"
       "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
       "selp.b32 %0, 1, 0, p;\n}"
       : "=r"(done)
-      : "r"(shared_address(barrier)), "r"(parity)
+      : "r"(barrier), "r"(parity)
       : "memory");
   return done != 0;
 }
-__device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
+__device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
 #ifdef CHORALE_WATCHDOG  // a wait that never ends becomes an error: for development
   for (int i = 0; i < 1 << 20; ++i)
     if (mbarrier_try_wait(barrier, parity)) return;
@@ -146,6 +152,9 @@ __device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
   while (!mbarrier_try_wait(barrier, parity)) {
   }
 #endif
+}
+__device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
+  mbarrier_wait(shared_address(barrier), parity);
 }
 __device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

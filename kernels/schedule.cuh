@@ -25,19 +25,19 @@ struct Item {
   }
 };
 
-// Item `index` of the launch. Heads that run side by side share the L2 cache with few others.
+// Item `index` of the launch. Heads come one after another, so that one's keys stay in the L2 cache; the last
+// ones together, their longest row blocks first, so that no long one is left for the end.
 __device__ __forceinline__ Item find_item(const ForwardParams& params, int index) {
   const PlanView& plan = params.plan;
   const int blocks = plan.counts->row_blocks;
   if (index >= blocks * params.heads) return {-1, 0, 0, 0, 0, 0, 0};
-  const int section = index / (blocks * params.heads_together);
-  const int first_head = section * params.heads_together;
-  const int heads = min(params.heads_together, params.heads - first_head);
-  const int rest = index - first_head * blocks;
-  const RowBlock block = plan.row_blocks[rest / heads];
+  const int together = min(plan.counts->heads_together, params.heads), alone = params.heads - together;
+  const int rest = index - alone * blocks;
+  const int head = rest < 0 ? index / blocks : alone + rest % together;
+  const RowBlock block = plan.row_blocks[rest < 0 ? index % blocks : rest / together];
   const Sequence sequence = plan.sequences[block.sequence];
   return {block.sequence,
-          first_head + rest % heads,
+          head,
           sequence.q_first + block.first,
           min(Config::positions, sequence.q_len - block.first),
           sequence.kv_len - sequence.q_len + block.first,

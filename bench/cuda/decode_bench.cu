@@ -294,7 +294,6 @@ struct Launch {
     params.scale = 1.f / std::sqrt(float(Config::head_dim));
     params.factor = (Config::scored ? 1.f : params.scale) * 1.4426950408889634f;
     params.kv_heads = kv_heads;
-    params.heads_together = kv_heads;
     params.partial_out = workspace.out;
     params.partial_reference = workspace.reference;
     params.partial_sum = workspace.sum;

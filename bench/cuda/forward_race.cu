@@ -186,13 +186,16 @@ struct Case {
     params.lse = lse;
     params.plan.sequences = to_device(sequences);
     params.plan.row_blocks = to_device(row_blocks);
-    params.plan.counts = to_device(std::vector<PlanCounts>{{static_cast<int>(row_blocks.size()), 0, 0}});
+    double costs = 0;
+    for (const auto& [seen, block] : blocks) costs += seen;
+    const int together = std::clamp(  // as heads_together() of block_order.h
+        static_cast<int>(std::ceil(blocks[0].first * multiprocessors() / costs)), 1, kv_heads);
+    params.plan.counts =
+        to_device(std::vector<PlanCounts>{{static_cast<int>(row_blocks.size()), 0, 0, 0, together}});
     params.plan.next_item = to_device(std::vector<int>{0, 0});
     params.scale = 1 / std::sqrt(static_cast<float>(dim));
     params.factor = params.scale * 1.4426950408889634f;
     params.kv_heads = params.heads = kv_heads;
-    params.heads_together = static_cast<int>(  // as CudaPlan::look_over
-        std::clamp<long long>((32 << 20) / std::max(1ll, 4ll * keys * dim), 1, kv_heads));
     CHECK(cudaDeviceSynchronize());
   }
   void forget() const {
@@ -207,8 +210,16 @@ struct Case {
       return;
     }
     void* arguments[] = {&params};
-    CHECK(cudaLaunchKernel(reinterpret_cast<const void*>(build.kernel), dim3(multiprocessors()),
-                           dim3(build.threads), arguments, build.shared_bytes, nullptr));
+    cudaLaunchAttribute overlaps = {};
+    overlaps.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlaps.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(multiprocessors());
+    config.blockDim = dim3(build.threads);
+    config.dynamicSmemBytes = build.shared_bytes;
+    config.attrs = &overlaps;
+    config.numAttrs = 1;  // params.h: the forward kernel overlaps
+    CHECK(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(build.kernel), arguments));
   }
 };
 

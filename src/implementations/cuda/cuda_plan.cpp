@@ -235,7 +235,8 @@ void CudaPlan::look_over() {
 void CudaPlan::write_part(std::byte* host, const PartLayout& layout, const WorkList::Part& part) const {
   const kernels::PlanCounts counts{
       static_cast<int>(part.row_blocks.size()), static_cast<int>(part.split.items.size()),
-      static_cast<int>(batch().block_table_stride), static_cast<int>(work_.key_tiles.size())};
+      static_cast<int>(batch().block_table_stride), static_cast<int>(work_.key_tiles.size()),
+      part.heads_together};
   std::memcpy(host + layout.counts, &counts, sizeof counts);
   std::memset(host + layout.next_item, 0, 2 * sizeof(int));
   std::memset(host + layout.arrivals, 0,

@@ -181,7 +181,6 @@ Status CudaPlan::launch(const Kernel& kernel, const PartLayout& layout, const Fo
   params.factor = p.score.is_identity() ? params.scale * log2_e : log2_e;
   params.kv_heads = p.kv_heads;
   params.heads = heads.count;
-  params.heads_together = std::min(heads_together_, heads.count);
   params.first_query_head = p.first_query_head + heads.first * p.group_size();
   // As many blocks of threads as the card runs at once: each takes work until none is left, and a graph may
   // find more of it later.

@@ -1,10 +1,10 @@
 #include "implementations/cuda/work_list.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <optional>
 
+#include "implementations/cuda/block_order.h"
 #include "implementations/cuda/order.h"
 #include "mask/program.h"
 
@@ -21,29 +21,6 @@ bool is_causal(const Problem& problem) {
            Coverage::empty;
   };
   return !sees_ahead(0) && !sees_ahead(4096);
-}
-
-struct Block {
-  kernels::RowBlock block;
-  std::int32_t cost;  // keys that it may see
-};
-
-// Longest first, in steps of a 256th of the longest; equal ones in their order.
-std::vector<kernels::RowBlock> longest_first(const std::vector<Block>& blocks) {
-  constexpr int steps = 256;
-  std::int64_t most = 1;
-  for (const Block& block : blocks) most = std::max<std::int64_t>(most, block.cost);
-  const float scale = static_cast<float>(steps - 1) / static_cast<float>(most);
-  const auto step = [&](const Block& block) {
-    return std::min<std::size_t>(static_cast<std::size_t>(static_cast<float>(most - block.cost) * scale),
-                                 steps - 1);
-  };
-  std::array<std::size_t, steps + 1> first{};
-  for (const Block& block : blocks) ++first[step(block) + 1];
-  for (std::size_t i = 1; i <= steps; ++i) first[i] += first[i - 1];
-  std::vector<kernels::RowBlock> sorted(blocks.size());
-  for (const Block& block : blocks) sorted[first[step(block)]++] = block.block;
-  return sorted;
 }
 
 Split split_blocks(const Problem& problem, const Batch& batch, int chunk, int multiprocessors,
@@ -86,7 +63,7 @@ WorkList make_work_list(const Problem& problem, const Batch& batch, const Order&
     if (!causal) causal = is_causal(problem);
     return *causal ? std::clamp(keys - queries + end, 0, keys) : keys;
   };
-  std::vector<Block> forward, decode;
+  std::vector<CostedBlock> forward, decode;
   forward.reserve(static_cast<std::size_t>(batch.sequences()));
   decode.reserve(static_cast<std::size_t>(batch.sequences()));
   for (int s = 0; s < batch.sequences(); ++s) {
@@ -100,7 +77,10 @@ WorkList make_work_list(const Problem& problem, const Batch& batch, const Order&
     if (problem.has_kv_scales() && !few)
       for (int tile = 0; tile * order.tile < keys; ++tile) work.key_tiles.push_back({s, tile});
   }
-  work.forward.row_blocks = longest_first(forward);
+  const auto row_bytes =
+      static_cast<std::int64_t>((problem.head_dim + problem.value_dim()) * size_of(problem.dtype));
+  work.forward.row_blocks = longest_first_by_sequences(forward, batch, row_bytes);
+  work.forward.heads_together = heads_together(forward, problem.kv_heads, multiprocessors);
   work.decode.row_blocks = longest_first(decode);
   work.decode.split = split_blocks(problem, batch, order.chunk, multiprocessors, work.decode);
   return work;

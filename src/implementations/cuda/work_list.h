@@ -16,9 +16,10 @@ namespace chorale::cuda {
 // forward kernel, whose 8-bit keys are widened before. Both give the same bits.
 struct WorkList {
   struct Part {
-    std::vector<kernels::RowBlock> row_blocks;  // longest first
+    std::vector<kernels::RowBlock> row_blocks;  // in the order in which they are taken
     Split split;                                // decode only
     int positions = 1;                          // of a row block
+    int heads_together = 1;                     // forward only: block_order.h
   };
   Part forward, decode;
   std::vector<kernels::KeyTile> key_tiles;  // to widen: all of one sequence, then all of another

@@ -134,7 +134,8 @@ class FakeKernel {
     EXPECT_EQ(value("SINKS"), problem.sinks ? 1 : 0);
     EXPECT_EQ(value("FP8_CACHE"), is_decode && problem.has_kv_scales() ? 1 : 0);
     EXPECT_EQ(params_.kv_heads, problem.kv_heads);
-    EXPECT_LE(params_.heads_together, params_.heads);
+    EXPECT_GE(params_.plan.counts->heads_together, 1);
+    EXPECT_LE(params_.plan.counts->heads_together, params_.kv_heads);
     EXPECT_EQ(value("MASKED"), problem.mask.is_all() ? 0 : 1);
     EXPECT_EQ(value("SCORED"), problem.score.is_identity() ? 0 : 1);
     EXPECT_EQ(value("CHUNK") % value("TILE"), 0);
@@ -144,7 +145,6 @@ class FakeKernel {
     EXPECT_EQ(k_.box[2],
               static_cast<unsigned>(page_size == 0 ? value("TILE") : std::min(page_size, value("TILE"))));
     if (page_size != 0) EXPECT_EQ(k_.sizes[2], static_cast<unsigned>(page_size));
-    EXPECT_GE(params_.heads_together, 1);
     EXPECT_FLOAT_EQ(params_.factor,
                     (problem.score.is_identity() ? problem.scale_or_default() : 1.0f) * 1.442695041f);
   }
