@@ -2,12 +2,15 @@
 
 #include <elf.h>
 
-#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <iterator>
+#include <map>
 #include <mutex>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "implementations/cuda/driver.h"
@@ -21,19 +24,20 @@ constexpr int ok = 0, invalid_value = 1, out_of_memory = 2, capture_unsupported 
 
 constexpr std::size_t memory_bytes = std::size_t{1} << 30;
 
-std::mutex mutex;
+std::recursive_mutex mutex;  // of everything here
 FakeLaunch launch_function;
 std::vector<std::string>& sources() {
   static auto& all = *new std::vector<std::string>;
   return all;
 }
 
-using Action = std::function<void()>;
+using Action = std::function<FakeLaunchEnd()>;
 using FakeEvent = std::chrono::steady_clock::time_point;
 struct FakeStream {
   unsigned long long id;
-  bool capturing = false;
+  unsigned long long capture = 0;  // its number; 0: none
   std::vector<Action> captured;
+  FakeLaunchEnd end;  // of the launch that is under way
 };
 struct FakeModule {
   std::string source;
@@ -47,19 +51,37 @@ T& kept(T made) {
   static auto& all = *new std::deque<T>;
   return all.emplace_back(std::move(made));
 }
-FakeStream default_stream{1, false, {}};
-std::atomic<unsigned long long> next_stream = 2;
+FakeStream default_stream{1, 0, {}, {}};
+unsigned long long next_stream = 2, next_capture = 1;
+std::set<FakeStream*> streams{&default_stream};
+std::map<cuda::DevicePointer, std::size_t> allocations;
+thread_local int capture_mode = 0;  // global
+thread_local int captures = 0;      // that the thread has begun
 
 FakeStream& at(cuda::Stream stream) {
   return stream == nullptr ? default_stream : *reinterpret_cast<FakeStream*>(stream);
 }
+void finish(FakeStream& stream) {
+  if (const FakeLaunchEnd end = std::exchange(stream.end, nullptr)) end();
+}
+void run(FakeStream& stream, const Action& action) {
+  finish(stream);
+  stream.end = action();
+}
 int act(cuda::Stream stream, Action action) {
-  if (at(stream).capturing)
+  const std::lock_guard lock(mutex);
+  if (at(stream).capture != 0)
     at(stream).captured.push_back(std::move(action));
   else
-    action();
+    run(at(stream), action);
   return ok;
 }
+template <class F>
+int move_bytes(cuda::Stream stream, F&& move) {
+  return act(stream, [=] { return move(), FakeLaunchEnd(); });
+}
+// What a thread that captures may do only after it has asked for it.
+bool is_forbidden() { return captures > 0 && capture_mode != cuda::driver_constants::capture_relaxed; }
 
 // An ELF file whose data are three numbers: how to launch the entry, and which source it was.
 std::string make_cubin(const std::string& entry, int source) {
@@ -107,6 +129,12 @@ struct FakeProgram {
 }  // namespace
 
 void set_fake_launch(FakeLaunch launch) { launch_function = std::move(launch); }
+bool is_fake_memory(const void* address) {
+  const auto at = reinterpret_cast<cuda::DevicePointer>(address);
+  const std::lock_guard lock(mutex);
+  const auto after = allocations.upper_bound(at);
+  return after != allocations.begin() && at < std::prev(after)->first + std::prev(after)->second;
+}
 
 }  // namespace chorale::testing
 
@@ -159,66 +187,111 @@ int cuLaunchKernelEx(const cuda::LaunchConfig* config, FakeFunction* function, v
   std::memcpy(argument.data(), parameters[0], size);
   const int blocks = static_cast<int>(config->grid[0]);
   return act(config->stream,
-             [=] { launch_function(function->entry, function->source, blocks, argument.data()); });
+             [=] { return launch_function(function->entry, function->source, blocks, argument.data()); });
 }
 
 int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) { return *free = *total = memory_bytes, ok; }
 int cuMemAlloc_v2(cuda::DevicePointer* address, std::size_t bytes) {
+  if (is_forbidden()) return capture_unsupported;
   if (bytes > memory_bytes) return out_of_memory;
   void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::memset(memory, 0xCD, bytes);
-  return *address = reinterpret_cast<cuda::DevicePointer>(memory), ok;
+  const std::lock_guard lock(mutex);
+  allocations[*address = reinterpret_cast<cuda::DevicePointer>(memory)] = bytes;
+  return ok;
 }
-int cuMemFree_v2(cuda::DevicePointer address) { return std::free(reinterpret_cast<void*>(address)), ok; }
-int cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) { return *memory = std::malloc(bytes), ok; }
-int cuMemFreeHost(void* memory) { return std::free(memory), ok; }
+int cuMemFree_v2(cuda::DevicePointer address) {
+  if (is_forbidden()) return capture_unsupported;
+  const std::lock_guard lock(mutex);
+  for (FakeStream* stream : streams) finish(*stream);
+  std::memset(reinterpret_cast<void*>(address), 0xCD, allocations.at(address));
+  allocations.erase(address);
+  return std::free(reinterpret_cast<void*>(address)), ok;
+}
+int cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  if (is_forbidden()) return capture_unsupported;
+  return *memory = std::malloc(bytes), ok;
+}
+int cuMemFreeHost(void* memory) {
+  if (is_forbidden()) return capture_unsupported;
+  return std::free(memory), ok;
+}
 int cuMemcpyHtoDAsync_v2(cuda::DevicePointer to, const void* from, std::size_t bytes, cuda::Stream stream) {
-  return act(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
+  return move_bytes(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
 }
 int cuMemcpyDtoHAsync_v2(void* to, cuda::DevicePointer from, std::size_t bytes, cuda::Stream stream) {
-  return act(stream, [=] { std::memcpy(to, reinterpret_cast<const void*>(from), bytes); });
+  return move_bytes(stream, [=] { std::memcpy(to, reinterpret_cast<const void*>(from), bytes); });
 }
 int cuMemcpyDtoDAsync_v2(cuda::DevicePointer to, cuda::DevicePointer from, std::size_t bytes,
                          cuda::Stream stream) {
-  return act(stream,
-             [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
+  return move_bytes(
+      stream, [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
 }
 int cuMemsetD8Async(cuda::DevicePointer to, unsigned char value, std::size_t bytes, cuda::Stream stream) {
-  return act(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
+  return move_bytes(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
 }
 
 int cuStreamCreate(FakeStream** stream, unsigned) {
-  return *stream = new FakeStream{next_stream++, false, {}}, ok;
+  const std::lock_guard lock(mutex);
+  streams.insert(*stream = new FakeStream{next_stream++, 0, {}, {}});
+  return ok;
 }
-int cuStreamDestroy_v2(FakeStream* stream) { return delete stream, ok; }
+int cuStreamDestroy_v2(FakeStream* stream) {
+  const std::lock_guard lock(mutex);
+  finish(*stream);
+  streams.erase(stream);
+  return delete stream, ok;
+}
 int cuStreamGetId(cuda::Stream stream, unsigned long long* id) {
-  if (at(stream).capturing) return capture_unsupported;  // as the driver does (CUDA 13.0)
+  const std::lock_guard lock(mutex);
+  if (at(stream).capture != 0) return capture_unsupported;  // as the driver does (CUDA 13.0)
   return *id = at(stream).id, ok;
 }
-int cuStreamIsCapturing(cuda::Stream stream, int* capturing) { return *capturing = at(stream).capturing, ok; }
-int cuStreamWaitEvent(cuda::Stream stream, void*, unsigned) {
-  return at(stream).capturing ? invalid_value : ok;
+int cuStreamGetCaptureInfo_v2(cuda::Stream stream, int* status, unsigned long long* id, void*, void*, void*) {
+  const std::lock_guard lock(mutex);
+  *status = at(stream).capture != 0;
+  if (id != nullptr && *status != 0) *id = at(stream).capture;
+  return ok;
 }
-int cuStreamSynchronize(cuda::Stream stream) { return at(stream).capturing ? invalid_value : ok; }
+int cuThreadExchangeStreamCaptureMode(int* mode) { return std::swap(*mode, capture_mode), ok; }
+int cuStreamWaitEvent(cuda::Stream stream, void*, unsigned) {
+  return at(stream).capture != 0 ? invalid_value : ok;
+}
+int cuStreamSynchronize(cuda::Stream stream) {
+  const std::lock_guard lock(mutex);
+  if (at(stream).capture != 0) return invalid_value;
+  return finish(at(stream)), ok;
+}
 int cuEventCreate(FakeEvent** event, unsigned) { return *event = new FakeEvent, ok; }
 int cuEventDestroy_v2(FakeEvent* event) { return delete event, ok; }
-int cuEventRecord(FakeEvent* event, cuda::Stream) { return *event = std::chrono::steady_clock::now(), ok; }
-int cuEventQuery(FakeEvent*) { return ok; }
-int cuEventSynchronize(FakeEvent*) { return ok; }
+int cuEventRecord(FakeEvent* event, cuda::Stream stream) {
+  const std::lock_guard lock(mutex);
+  finish(at(stream));  // so that whoever waits for the event finds it over
+  return *event = std::chrono::steady_clock::now(), ok;
+}
+int cuEventQuery(FakeEvent*) { return is_forbidden() ? capture_unsupported : ok; }
+int cuEventSynchronize(FakeEvent*) { return is_forbidden() ? capture_unsupported : ok; }
 int cuEventElapsedTime(float* milliseconds, const FakeEvent* start, const FakeEvent* end) {
   return *milliseconds = std::chrono::duration<float, std::milli>(*end - *start).count(), ok;
 }
-int cuStreamBeginCapture_v2(cuda::Stream stream, int) { return at(stream).capturing = true, ok; }
+int cuStreamBeginCapture_v2(cuda::Stream stream, int) {
+  const std::lock_guard lock(mutex);
+  ++captures;
+  return at(stream).capture = next_capture++, ok;
+}
 int cuStreamEndCapture(cuda::Stream stream, std::vector<Action>** graph) {
-  at(stream).capturing = false;
+  const std::lock_guard lock(mutex);
+  --captures;
+  at(stream).capture = 0;
   return *graph = new std::vector<Action>(std::exchange(at(stream).captured, {})), ok;
 }
 int cuGraphInstantiateWithFlags(std::vector<Action>** replay, std::vector<Action>* graph,
                                 unsigned long long) {
   return *replay = new std::vector<Action>(*graph), ok;
 }
-int cuGraphLaunch(std::vector<Action>* replay, cuda::Stream) {
-  for (const Action& action : *replay) action();
+int cuGraphLaunch(std::vector<Action>* replay, cuda::Stream stream) {
+  const std::lock_guard lock(mutex);
+  for (const Action& action : *replay) run(at(stream), action);
   return ok;
 }
 int cuGraphDestroy(std::vector<Action>* graph) { return delete graph, ok; }
