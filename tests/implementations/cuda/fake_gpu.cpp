@@ -9,7 +9,7 @@
 #include <iterator>
 #include <map>
 #include <mutex>
-#include <set>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -32,12 +32,16 @@ std::vector<std::string>& sources() {
 }
 
 using Action = std::function<FakeLaunchEnd()>;
-using FakeEvent = std::chrono::steady_clock::time_point;
 struct FakeStream {
-  unsigned long long id;
+  unsigned long long id = 0;
   unsigned long long capture = 0;  // its number; 0: none
-  std::vector<Action> captured;
-  FakeLaunchEnd end;  // of the launch that is under way
+  std::vector<Action> captured = {};
+  std::deque<Action> queue = {};  // not begun
+  FakeLaunchEnd end = nullptr;    // of the launch that is under way
+};
+struct FakeEvent {
+  bool done = true;
+  std::chrono::steady_clock::time_point time;
 };
 struct FakeModule {
   std::string source;
@@ -51,9 +55,9 @@ T& kept(T made) {
   static auto& all = *new std::deque<T>;
   return all.emplace_back(std::move(made));
 }
-FakeStream default_stream{1, 0, {}, {}};
+FakeStream default_stream{.id = 1};
 unsigned long long next_stream = 2, next_capture = 1;
-std::set<FakeStream*> streams{&default_stream};
+std::vector<FakeStream*> streams{&default_stream};
 std::map<cuda::DevicePointer, std::size_t> allocations;
 thread_local int capture_mode = 0;  // global
 thread_local int captures = 0;      // that the thread has begun
@@ -61,19 +65,30 @@ thread_local int captures = 0;      // that the thread has begun
 FakeStream& at(cuda::Stream stream) {
   return stream == nullptr ? default_stream : *reinterpret_cast<FakeStream*>(stream);
 }
-void finish(FakeStream& stream) {
+void step(FakeStream& stream) {
   if (const FakeLaunchEnd end = std::exchange(stream.end, nullptr)) end();
-}
-void run(FakeStream& stream, const Action& action) {
-  finish(stream);
+  if (stream.queue.empty()) return;
+  const Action action = std::move(stream.queue.front());
+  stream.queue.pop_front();
   stream.end = action();
+}
+template <class F>
+void step_until(F&& done) {
+  while (!done())
+    for (FakeStream* stream : streams) step(*stream);
+}
+void finish(const FakeStream& stream) {
+  step_until([&] { return stream.queue.empty() && stream.end == nullptr; });
+}
+void finish() {
+  for (const FakeStream* stream : streams) finish(*stream);
 }
 int act(cuda::Stream stream, Action action) {
   const std::lock_guard lock(mutex);
   if (at(stream).capture != 0)
     at(stream).captured.push_back(std::move(action));
   else
-    run(at(stream), action);
+    at(stream).queue.push_back(std::move(action));
   return ok;
 }
 template <class F>
@@ -129,11 +144,13 @@ struct FakeProgram {
 }  // namespace
 
 void set_fake_launch(FakeLaunch launch) { launch_function = std::move(launch); }
-bool is_fake_memory(const void* address) {
+const void* fake_memory_of(const void* address) {
   const auto at = reinterpret_cast<cuda::DevicePointer>(address);
   const std::lock_guard lock(mutex);
   const auto after = allocations.upper_bound(at);
-  return after != allocations.begin() && at < std::prev(after)->first + std::prev(after)->second;
+  if (after == allocations.begin()) return nullptr;
+  const auto [first, bytes] = *std::prev(after);
+  return at < first + bytes ? reinterpret_cast<const void*>(first) : nullptr;
 }
 
 }  // namespace chorale::testing
@@ -186,6 +203,7 @@ int cuLaunchKernelEx(const cuda::LaunchConfig* config, FakeFunction* function, v
   std::vector<std::byte> argument(size);
   std::memcpy(argument.data(), parameters[0], size);
   const int blocks = static_cast<int>(config->grid[0]);
+  std::this_thread::sleep_for(std::chrono::microseconds(100));  // so that threads meet
   return act(config->stream,
              [=] { return launch_function(function->entry, function->source, blocks, argument.data()); });
 }
@@ -203,7 +221,7 @@ int cuMemAlloc_v2(cuda::DevicePointer* address, std::size_t bytes) {
 int cuMemFree_v2(cuda::DevicePointer address) {
   if (is_forbidden()) return capture_unsupported;
   const std::lock_guard lock(mutex);
-  for (FakeStream* stream : streams) finish(*stream);
+  finish();
   std::memset(reinterpret_cast<void*>(address), 0xCD, allocations.at(address));
   allocations.erase(address);
   return std::free(reinterpret_cast<void*>(address)), ok;
@@ -233,13 +251,13 @@ int cuMemsetD8Async(cuda::DevicePointer to, unsigned char value, std::size_t byt
 
 int cuStreamCreate(FakeStream** stream, unsigned) {
   const std::lock_guard lock(mutex);
-  streams.insert(*stream = new FakeStream{next_stream++, 0, {}, {}});
+  streams.push_back(*stream = new FakeStream{.id = next_stream++});
   return ok;
 }
 int cuStreamDestroy_v2(FakeStream* stream) {
   const std::lock_guard lock(mutex);
   finish(*stream);
-  streams.erase(stream);
+  std::erase(streams, stream);
   return delete stream, ok;
 }
 int cuStreamGetId(cuda::Stream stream, unsigned long long* id) {
@@ -254,8 +272,11 @@ int cuStreamGetCaptureInfo_v2(cuda::Stream stream, int* status, unsigned long lo
   return ok;
 }
 int cuThreadExchangeStreamCaptureMode(int* mode) { return std::swap(*mode, capture_mode), ok; }
-int cuStreamWaitEvent(cuda::Stream stream, void*, unsigned) {
-  return at(stream).capture != 0 ? invalid_value : ok;
+int cuStreamWaitEvent(cuda::Stream stream, FakeEvent* event, unsigned) {
+  const std::lock_guard lock(mutex);
+  if (at(stream).capture != 0) return invalid_value;
+  step_until([&] { return event->done; });
+  return ok;
 }
 int cuStreamSynchronize(cuda::Stream stream) {
   const std::lock_guard lock(mutex);
@@ -263,19 +284,34 @@ int cuStreamSynchronize(cuda::Stream stream) {
   return finish(at(stream)), ok;
 }
 int cuEventCreate(FakeEvent** event, unsigned) { return *event = new FakeEvent, ok; }
-int cuEventDestroy_v2(FakeEvent* event) { return delete event, ok; }
+int cuEventDestroy_v2(FakeEvent* event) {
+  const std::lock_guard lock(mutex);
+  step_until([&] { return event->done; });
+  return delete event, ok;
+}
 int cuEventRecord(FakeEvent* event, cuda::Stream stream) {
   const std::lock_guard lock(mutex);
-  finish(at(stream));  // so that whoever waits for the event finds it over
-  return *event = std::chrono::steady_clock::now(), ok;
+  if (at(stream).capture != 0) return invalid_value;
+  step_until([&] { return event->done; });
+  event->done = false;
+  return move_bytes(stream, [=] { event->done = true, event->time = std::chrono::steady_clock::now(); });
 }
-int cuEventQuery(FakeEvent*) { return is_forbidden() ? capture_unsupported : ok; }
-int cuEventSynchronize(FakeEvent*) { return is_forbidden() ? capture_unsupported : ok; }
+int cuEventQuery(FakeEvent* event) {
+  const std::lock_guard lock(mutex);
+  return is_forbidden() ? capture_unsupported : event->done ? ok : cuda::driver_constants::error_not_ready;
+}
+int cuEventSynchronize(FakeEvent* event) {
+  const std::lock_guard lock(mutex);
+  if (is_forbidden()) return capture_unsupported;
+  step_until([&] { return event->done; });
+  return ok;
+}
 int cuEventElapsedTime(float* milliseconds, const FakeEvent* start, const FakeEvent* end) {
-  return *milliseconds = std::chrono::duration<float, std::milli>(*end - *start).count(), ok;
+  return *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count(), ok;
 }
 int cuStreamBeginCapture_v2(cuda::Stream stream, int) {
   const std::lock_guard lock(mutex);
+  if (capture_mode != 0) return invalid_value;  // somebody has not put it back
   ++captures;
   return at(stream).capture = next_capture++, ok;
 }
@@ -291,7 +327,7 @@ int cuGraphInstantiateWithFlags(std::vector<Action>** replay, std::vector<Action
 }
 int cuGraphLaunch(std::vector<Action>* replay, cuda::Stream stream) {
   const std::lock_guard lock(mutex);
-  for (const Action& action : *replay) run(at(stream), action);
+  at(stream).queue.insert(at(stream).queue.end(), replay->begin(), replay->end());
   return ok;
 }
 int cuGraphDestroy(std::vector<Action>* graph) { return delete graph, ok; }

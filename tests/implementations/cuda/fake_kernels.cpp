@@ -151,6 +151,8 @@ class FakeKernel {
     for (const Program* program : {&problem.mask.program(), &problem.score.program()})
       for (const Table& table : program->tables()) {
         const TableView& view = params_.plan.tables[i++];
+        for (const void* address : {view.values, view.extremes})
+          EXPECT_EQ(fake_memory_of(address), fake_memory_of(params_.plan.tables)) << "of another copy";
         EXPECT_EQ(view.rows, device_rows(table));
         EXPECT_EQ(view.columns, device_columns(table));
         const Table::Data& data = table.data();

@@ -201,8 +201,9 @@ TEST_P(Streams, UpdateReachesEveryStreamAndGraph) {
 }
 
 #ifdef CHORALE_FAKE_GPU
-// What the launches since the last call write of plans' memory.
-std::set<const void*> written() {
+// What the launches of a stream write of plans' memory, where there are no others.
+std::set<const void*> written(const cuda::Gpu& gpu, const Caller& caller) {
+  EXPECT_EQ(gpu.driver().synchronize_stream(caller.stream), 0);
   std::set<const void*> all;
   for (const auto& launch : testing::taken_launches())
     all.insert(launch.written.begin(), launch.written.end());
@@ -215,25 +216,24 @@ int common(const std::set<const void*>& some, const std::set<const void*>& other
 
 TEST_P(Streams, NothingIsWrittenByTwoThatRunAtOnce) {
   const Case test = case_of(GetParam(), 0);
+  testing::taken_launches();
   Caller a(*gpu_), b(*gpu_);
   Caller graphs[] = {Caller(*gpu_), Caller(*gpu_)};
   const Runner in_a(*gpu_, test, a), in_b(*gpu_, test, b);
   const auto plan = this->plan(in_a.batch());
   const auto forward = [&](const Runner& runner) {
-    testing::taken_launches();
     EXPECT_TRUE(plan->forward(runner.tensors(0)).is_ok());
-    return written();
+    return written(*gpu_, runner.caller());
   };
   std::vector<std::set<const void*>> all{forward(in_a), forward(in_b)};
   EXPECT_EQ(forward(in_a), all[0]);
   for (Caller& graph : graphs) {
     const Runner runner(*gpu_, test, graph);
     ASSERT_TRUE(runner.capture(*plan).is_ok());
-    testing::taken_launches();
     graph.replay();
-    all.push_back(written());
+    all.push_back(written(*gpu_, graph));
     graph.replay();
-    EXPECT_EQ(written(), all.back());
+    EXPECT_EQ(written(*gpu_, graph), all.back());
   }
   for (std::size_t i = 0; i < all.size(); ++i) {
     EXPECT_FALSE(all[i].empty());
@@ -243,23 +243,22 @@ TEST_P(Streams, NothingIsWrittenByTwoThatRunAtOnce) {
 
 TEST_P(Streams, MemoryGoesBackToTheStreamThatUsedIt) {
   const Case test = case_of(GetParam(), 0);
+  testing::taken_launches();
   Caller a(*gpu_), b(*gpu_), graph(*gpu_);
   const Runner in_a(*gpu_, test, a), in_b(*gpu_, test, b), captured(*gpu_, test, graph);
   const auto forward = [&](const cuda::CudaPlan& plan, const Runner& runner) {
-    testing::taken_launches();
     EXPECT_TRUE(plan.forward(runner.tensors(0)).is_ok());
-    return written();
+    return written(*gpu_, runner.caller());
   };
   auto plan = this->plan(in_a.batch());
   const auto of_a = forward(*plan, in_a), of_b = forward(*plan, in_b);
   ASSERT_TRUE(captured.capture(*plan).is_ok());
-  testing::taken_launches();
   graph.replay();
-  const auto of_graph = written();
-  EXPECT_TRUE(std::ranges::all_of(of_graph, testing::is_fake_memory));
+  const auto of_graph = written(*gpu_, graph);
+  EXPECT_TRUE(std::ranges::all_of(of_graph, testing::fake_memory_of));
   plan.reset();
-  EXPECT_TRUE(std::ranges::all_of(of_a, testing::is_fake_memory));
-  EXPECT_TRUE(std::ranges::none_of(of_graph, testing::is_fake_memory)) << "it was no stream's";
+  EXPECT_TRUE(std::ranges::all_of(of_a, testing::fake_memory_of));
+  EXPECT_TRUE(std::ranges::none_of(of_graph, testing::fake_memory_of)) << "it was no stream's";
   const auto later = this->plan(in_a.batch()), beside = this->plan(in_a.batch());
   EXPECT_EQ(forward(*later, in_b), of_b);
   EXPECT_EQ(forward(*later, in_a), of_a);
