@@ -40,7 +40,8 @@ struct FakeStream {
   FakeLaunchEnd end = nullptr;    // of the launch that is under way
 };
 struct FakeEvent {
-  bool done = true;
+  int recorded = 0, done = 0;  // the last record counts
+  bool is_done() const { return recorded == done; }
   std::chrono::steady_clock::time_point time;
 };
 struct FakeModule {
@@ -275,7 +276,7 @@ int cuThreadExchangeStreamCaptureMode(int* mode) { return std::swap(*mode, captu
 int cuStreamWaitEvent(cuda::Stream stream, FakeEvent* event, unsigned) {
   const std::lock_guard lock(mutex);
   if (at(stream).capture != 0) return invalid_value;
-  step_until([&] { return event->done; });
+  step_until([&] { return event->is_done(); });
   return ok;
 }
 int cuStreamSynchronize(cuda::Stream stream) {
@@ -286,24 +287,27 @@ int cuStreamSynchronize(cuda::Stream stream) {
 int cuEventCreate(FakeEvent** event, unsigned) { return *event = new FakeEvent, ok; }
 int cuEventDestroy_v2(FakeEvent* event) {
   const std::lock_guard lock(mutex);
-  step_until([&] { return event->done; });
+  finish();  // the streams may still mark it
   return delete event, ok;
 }
 int cuEventRecord(FakeEvent* event, cuda::Stream stream) {
   const std::lock_guard lock(mutex);
   if (at(stream).capture != 0) return invalid_value;
-  step_until([&] { return event->done; });
-  event->done = false;
-  return move_bytes(stream, [=] { event->done = true, event->time = std::chrono::steady_clock::now(); });
+  return move_bytes(stream, [=, number = ++event->recorded] {
+    event->done = number;
+    event->time = std::chrono::steady_clock::now();
+  });
 }
 int cuEventQuery(FakeEvent* event) {
   const std::lock_guard lock(mutex);
-  return is_forbidden() ? capture_unsupported : event->done ? ok : cuda::driver_constants::error_not_ready;
+  return is_forbidden()     ? capture_unsupported
+         : event->is_done() ? ok
+                            : cuda::driver_constants::error_not_ready;
 }
 int cuEventSynchronize(FakeEvent* event) {
   const std::lock_guard lock(mutex);
   if (is_forbidden()) return capture_unsupported;
-  step_until([&] { return event->done; });
+  step_until([&] { return event->is_done(); });
   return ok;
 }
 int cuEventElapsedTime(float* milliseconds, const FakeEvent* start, const FakeEvent* end) {

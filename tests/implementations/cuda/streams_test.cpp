@@ -104,23 +104,30 @@ class Runner {
     const cuda::Gpu::Scope scope(gpu_);
     EXPECT_EQ(gpu_.driver().fill_bytes(outs_->address(), 0xFF, (runs + 1) * bytes_, caller_.stream), 0);
   }
-  // Runs whose output is not, to the bit, what a plan of this batch gives that is nobody else's. Waits.
-  std::vector<int> wrong(const Case& test, const Batch& batch) const {
-    const auto alone = plan_of(gpu_, test, batch);
-    EXPECT_TRUE(alone->forward(tensors(runs)).is_ok());
-    const cuda::Gpu::Scope scope(gpu_);
-    std::vector<std::byte> host((runs + 1) * bytes_);
-    EXPECT_EQ(gpu_.driver().copy_to_host(host.data(), outs_->address(), host.size(), caller_.stream), 0);
-    EXPECT_EQ(gpu_.driver().synchronize_stream(caller_.stream), 0);
+  // Runs whose output is not, to the bit, what a plan that is nobody else's gives. The runs had these batches
+  // in turn. Waits.
+  std::vector<int> wrong(const Case& test, const std::vector<Batch>& batches) const {
+    std::vector<std::byte> outs((runs + 1) * bytes_);
+    std::vector<std::vector<std::byte>> expected;
+    for (const Batch& batch : batches) {
+      EXPECT_TRUE(plan_of(gpu_, test, batch)->forward(tensors(runs)).is_ok());
+      copy_to_host(outs);
+      expected.emplace_back(outs.end() - static_cast<std::ptrdiff_t>(bytes_), outs.end());
+    }
     std::vector<int> wrong;
-    for (int run = 0; run < runs; ++run)
-      if (std::memcmp(host.data() + static_cast<std::size_t>(run) * bytes_, host.data() + runs * bytes_,
-                      bytes_) != 0)
-        wrong.push_back(run);
+    for (std::size_t run = 0; run < runs; ++run)
+      if (std::memcmp(outs.data() + run * bytes_, expected[run % batches.size()].data(), bytes_) != 0)
+        wrong.push_back(static_cast<int>(run));
     return wrong;
   }
 
  private:
+  void copy_to_host(std::vector<std::byte>& bytes) const {
+    const cuda::Gpu::Scope scope(gpu_);
+    EXPECT_EQ(gpu_.driver().copy_to_host(bytes.data(), outs_->address(), bytes.size(), caller_.stream), 0);
+    EXPECT_EQ(gpu_.driver().synchronize_stream(caller_.stream), 0);
+  }
+
   cuda::Gpu& gpu_;
   Caller& caller_;
   Data data_;
@@ -176,7 +183,7 @@ TEST_P(Streams, ThreadsStreamsAndGraphsOfOnePlanGetWhatEachGetsAlone) {
     });
   for (std::thread& thread : threads) thread.join();
   for (std::size_t i = 0; i < runners.size(); ++i)
-    EXPECT_THAT(runners[i]->wrong(case_of(GetParam(), i), runners[i]->batch()), ::testing::IsEmpty())
+    EXPECT_THAT(runners[i]->wrong(case_of(GetParam(), i), {runners[i]->batch()}), ::testing::IsEmpty())
         << "runs of runner " << i;
 }
 
@@ -195,9 +202,41 @@ TEST_P(Streams, UpdateReachesEveryStreamAndGraph) {
       for (const std::size_t i : {0u, 1u}) ASSERT_TRUE(plan->forward(runners[i]->tensors(run)).is_ok());
     replayed.replay();
     for (std::size_t i = 0; i < runners.size(); ++i)
-      EXPECT_THAT(runners[i]->wrong(case_of(GetParam(), i), batch), ::testing::IsEmpty())
+      EXPECT_THAT(runners[i]->wrong(case_of(GetParam(), i), {batch}), ::testing::IsEmpty())
           << "runs of runner " << i;
   }
+}
+
+// The host is ahead of the stream: what an update replaces is still to be copied.
+TEST_P(Streams, UpdatesFollowOneAnother) {
+  Caller caller(*gpu_);
+  const Case test = case_of(GetParam(), 0);
+  const Runner runner(*gpu_, test, caller);
+  const std::vector<Batch> batches{runner.batch(), shorter(runner.batch())};
+  const auto plan = this->plan(batches[0]);
+  for (std::size_t run = 0; run < runs; ++run) {
+    ASSERT_TRUE(plan->update(batches[run % batches.size()], caller.stream).is_ok());
+    ASSERT_TRUE(plan->forward(runner.tensors(static_cast<int>(run))).is_ok());
+  }
+  EXPECT_THAT(runner.wrong(test, batches), ::testing::IsEmpty());
+}
+
+// So is what a plan leaves behind, in the slower of two streams.
+TEST_P(Streams, PlansFollowOneAnother) {
+  Caller slow(*gpu_), fast(*gpu_);
+  const Case test = case_of(GetParam(), 0);
+  const Runner in_slow(*gpu_, test, slow), in_fast(*gpu_, test, fast);
+  const std::vector<Batch> batches{in_slow.batch(), shorter(in_slow.batch())};
+  for (int i = 0; i < 20; ++i) in_slow.fill();
+  for (std::size_t run = 0; run < runs; ++run) {
+    const auto plan = this->plan(batches[run % batches.size()]);
+    for (const Runner* runner : {&in_slow, &in_fast})
+      ASSERT_TRUE(plan->forward(runner->tensors(static_cast<int>(run))).is_ok());
+    const cuda::Gpu::Scope scope(*gpu_);
+    ASSERT_EQ(gpu_->driver().synchronize_stream(fast.stream), 0);
+  }
+  for (const Runner* runner : {&in_slow, &in_fast})
+    EXPECT_THAT(runner->wrong(test, batches), ::testing::IsEmpty());
 }
 
 #ifdef CHORALE_FAKE_GPU
