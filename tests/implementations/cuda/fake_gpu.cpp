@@ -32,12 +32,16 @@ std::vector<std::string>& sources() {
 }
 
 using Action = std::function<FakeLaunchEnd()>;
+struct Step {
+  Action action;
+  std::function<bool()> may_begin = nullptr;  // null: always
+};
 struct FakeStream {
   unsigned long long id = 0;
   unsigned long long capture = 0;  // its number; 0: none
   std::vector<Action> captured = {};
-  std::deque<Action> queue = {};  // not begun
-  FakeLaunchEnd end = nullptr;    // of the launch that is under way
+  std::deque<Step> queue = {};  // not begun
+  FakeLaunchEnd end = nullptr;  // of the launch that is under way
 };
 struct FakeEvent {
   int recorded = 0, done = 0;  // the last record counts
@@ -69,9 +73,10 @@ FakeStream& at(cuda::Stream stream) {
 void step(FakeStream& stream) {
   if (const FakeLaunchEnd end = std::exchange(stream.end, nullptr)) end();
   if (stream.queue.empty()) return;
-  const Action action = std::move(stream.queue.front());
+  const Step next = stream.queue.front();
+  if (next.may_begin != nullptr && !next.may_begin()) return;
   stream.queue.pop_front();
-  stream.end = action();
+  stream.end = next.action();
 }
 template <class F>
 void step_until(F&& done) {
@@ -89,7 +94,7 @@ int act(cuda::Stream stream, Action action) {
   if (at(stream).capture != 0)
     at(stream).captured.push_back(std::move(action));
   else
-    at(stream).queue.push_back(std::move(action));
+    at(stream).queue.push_back({std::move(action)});
   return ok;
 }
 template <class F>
@@ -276,7 +281,8 @@ int cuThreadExchangeStreamCaptureMode(int* mode) { return std::swap(*mode, captu
 int cuStreamWaitEvent(cuda::Stream stream, FakeEvent* event, unsigned) {
   const std::lock_guard lock(mutex);
   if (at(stream).capture != 0) return invalid_value;
-  step_until([&] { return event->is_done(); });
+  at(stream).queue.push_back(
+      {[] { return nullptr; }, [=, number = event->recorded] { return event->done >= number; }});
   return ok;
 }
 int cuStreamSynchronize(cuda::Stream stream) {
@@ -331,7 +337,7 @@ int cuGraphInstantiateWithFlags(std::vector<Action>** replay, std::vector<Action
 }
 int cuGraphLaunch(std::vector<Action>* replay, cuda::Stream stream) {
   const std::lock_guard lock(mutex);
-  at(stream).queue.insert(at(stream).queue.end(), replay->begin(), replay->end());
+  for (const Action& action : *replay) at(stream).queue.push_back({action});
   return ok;
 }
 int cuGraphDestroy(std::vector<Action>* graph) { return delete graph, ok; }

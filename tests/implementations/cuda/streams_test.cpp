@@ -27,7 +27,7 @@ using testing::Caller;
 using testing::OnDevice;
 
 #ifdef CHORALE_FAKE_GPU  // which is slow
-constexpr int runs = 2, head_dim = 64, query_heads = 2, kv_heads = 1, long_sequences = 1, decoding = 4;
+constexpr int runs = 3, head_dim = 64, query_heads = 2, kv_heads = 1, long_sequences = 1, decoding = 4;
 #else  // launches that overlap, with more items than the card has multiprocessors
 constexpr int runs = 30, head_dim = 128, query_heads = 8, kv_heads = 2, long_sequences = 8, decoding = 100;
 #endif
@@ -147,8 +147,8 @@ class Streams : public ::testing::TestWithParam<Work> {
   std::shared_ptr<cuda::CudaPlan> plan(const Batch& batch) const {
     return plan_of(*gpu_, case_of(GetParam(), 0), batch);
   }
-  Batch shorter(Batch batch) const {
-    for (std::int32_t& length : batch.kv_lens) length = std::max(1, length - 40);
+  static Batch shorter(Batch batch, int by) {
+    for (std::int32_t& length : batch.kv_lens) length = std::max(1, length - by);
     for (std::size_t s = 0; s < batch.kv_lens.size(); ++s)
       batch.kv_lens[s] = std::max(batch.kv_lens[s], batch.q_len(static_cast<int>(s)));
     return batch;
@@ -192,7 +192,7 @@ TEST_P(Streams, UpdateReachesEveryStreamAndGraph) {
   std::vector<std::unique_ptr<Runner>> runners;
   for (Caller* caller : {&first, &second, &replayed})
     runners.push_back(std::make_unique<Runner>(*gpu_, case_of(GetParam(), runners.size()), *caller));
-  const Batch before = runners[0]->batch(), after = shorter(before);
+  const Batch before = runners[0]->batch(), after = shorter(before, 40);
   const auto plan = this->plan(before);
   ASSERT_TRUE(runners[2]->capture(*plan).is_ok());
   for (const Batch& batch : {before, after, before}) {
@@ -212,7 +212,7 @@ TEST_P(Streams, UpdatesFollowOneAnother) {
   Caller caller(*gpu_);
   const Case test = case_of(GetParam(), 0);
   const Runner runner(*gpu_, test, caller);
-  const std::vector<Batch> batches{runner.batch(), shorter(runner.batch())};
+  const std::vector<Batch> batches{runner.batch(), shorter(runner.batch(), 40), shorter(runner.batch(), 70)};
   const auto plan = this->plan(batches[0]);
   for (std::size_t run = 0; run < runs; ++run) {
     ASSERT_TRUE(plan->update(batches[run % batches.size()], caller.stream).is_ok());
@@ -226,7 +226,8 @@ TEST_P(Streams, PlansFollowOneAnother) {
   Caller slow(*gpu_), fast(*gpu_);
   const Case test = case_of(GetParam(), 0);
   const Runner in_slow(*gpu_, test, slow), in_fast(*gpu_, test, fast);
-  const std::vector<Batch> batches{in_slow.batch(), shorter(in_slow.batch())};
+  const std::vector<Batch> batches{in_slow.batch(), shorter(in_slow.batch(), 40),
+                                   shorter(in_slow.batch(), 70)};
   for (int i = 0; i < 20; ++i) in_slow.fill();
   for (std::size_t run = 0; run < runs; ++run) {
     const auto plan = this->plan(batches[run % batches.size()]);
