@@ -28,7 +28,7 @@ template <class Memory, class F>
 std::unique_ptr<Memory> PlanMemoryPool::take_smallest(FreeList<Memory>& list, F&& serves) {
   auto best = list.end();
   for (auto entry = list.begin(); entry != list.end(); ++entry)
-    if ((best == list.end() || entry->memory->bytes() < best->memory->bytes()) && serves(*entry))
+    if ((best == list.end() || entry->memory->bytes() <= best->memory->bytes()) && serves(*entry))
       best = entry;
   if (best == list.end()) return nullptr;
   std::unique_ptr<Memory> memory = std::move(best->memory);

@@ -33,6 +33,7 @@ class PlanMemoryPool {
   template <class Memory>
   using FreeList = std::vector<Free<Memory>>;  // the last given back last
 
+  // Of equal ones the last given back, which caches may still hold.
   template <class Memory, class F>
   static std::unique_ptr<Memory> take_smallest(FreeList<Memory>& list, F&& serves);
   template <class Memory>
