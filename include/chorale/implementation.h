@@ -69,8 +69,8 @@ struct BackwardTensors {
   TensorView k_scale{}, v_scale{};  // as forward had them
 };
 
-// One step's work list, built once and used by every layer. Immutable; may be used by several threads at
-// once.
+// One step's work list, built once and used by every layer. Immutable; may be used by several threads and, on
+// a GPU, in several streams at once.
 class Plan {
  public:
   virtual ~Plan() = default;

@@ -41,15 +41,18 @@ std::size_t aligned(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
 std::size_t value_bytes(const Table& table) {
   return aligned(4 * static_cast<std::size_t>(std::max<std::int64_t>(1, table.rows() * table.columns())));
 }
+// Of its values and its tree.
+std::size_t table_room(const Table& table) {
+  return value_bytes(table) + (table.is_float() ? 0 : 2 * value_bytes(table) + 64);
+}
 
 template <class T>
 void put(std::byte* host, std::size_t offset, const std::vector<T>& values) {
   if (!values.empty()) std::memcpy(host + offset, values.data(), values.size() * sizeof(T));
 }
 
-// Values of all tables, their trees, and the views of them with addresses on the device.
-void put_tables(std::byte* host, DevicePointer device, std::size_t views, std::size_t values,
-                const Problem& problem) {
+// Values of all tables and their trees.
+void put_tables(std::byte* host, std::size_t values, const Problem& problem) {
   for (const Table* table : tables_of(problem)) {
     const Table::Data& data = table->data();
     const std::vector<std::int32_t> tree = table_tree(*table);
@@ -61,13 +64,20 @@ void put_tables(std::byte* host, DevicePointer device, std::size_t views, std::s
     else
       put(host, values, data.integers);
     put(host, values + size, tree);
-    const kernels::TableView view{reinterpret_cast<const void*>(device + values),
-                                  reinterpret_cast<const void*>(device + values + size),
+    values += table_room(*table);
+  }
+}
+
+// The views of them, with addresses on the device.
+void put_table_views(std::byte* host, std::size_t views, DevicePointer values, const Problem& problem) {
+  for (const Table* table : tables_of(problem)) {
+    const kernels::TableView view{reinterpret_cast<const void*>(values),
+                                  reinterpret_cast<const void*>(values + value_bytes(*table)),
                                   std::max(1, static_cast<int>(device_rows(*table))),
                                   std::max(1, static_cast<int>(device_columns(*table)))};
     std::memcpy(host + views, &view, sizeof view);
     views += sizeof view;
-    values += size + aligned(4 * tree.size());
+    values += table_room(*table);
   }
 }
 
@@ -94,8 +104,7 @@ CudaPlan::Sizes CudaPlan::sizes_of(const Problem& problem, const Batch& batch, c
   sizes.slots = static_cast<std::size_t>(work.decode.split.most_slots);
   sizes.key_tiles = work.key_tiles.size();
   sizes.block_table = batch.block_table.size();
-  for (const Table* table : tables_of(problem))
-    sizes.table_bytes += value_bytes(*table) + (table->is_float() ? 0 : 2 * value_bytes(*table) + 64);
+  for (const Table* table : tables_of(problem)) sizes.table_bytes += table_room(*table);
   return sizes;
 }
 
@@ -141,14 +150,14 @@ CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
   layout.tables = cursor.take<kernels::TableView>(kernels::max_tables);
   layout.block_table = cursor.take<int>(sizes.block_table);
   layout.table_values = cursor.take<std::byte>(sizes.table_bytes);
-  layout.staged_bytes = cursor.at();
+  layout.image_bytes = cursor.at();
   const std::size_t rows =
-      heads * sizes.slots * static_cast<std::size_t>(work_.decode.positions * problem().group_size());
+      heads * sizes.slots * static_cast<std::size_t>(decode_positions_ * problem().group_size());
   layout.decode.partial_out = cursor.take<float>(rows * static_cast<std::size_t>(problem().value_dim()));
   layout.decode.partial_reference = cursor.take<float>(rows);
   layout.decode.partial_sum = cursor.take<float>(rows);
   const std::size_t keys =
-      sizes.key_tiles * static_cast<std::size_t>(order_.tile * heads_together_) * size_of(problem().dtype);
+      sizes.key_tiles * static_cast<std::size_t>(order_.tile * widened_heads_) * size_of(problem().dtype);
   layout.widened_keys = cursor.take<std::byte>(keys * static_cast<std::size_t>(problem().head_dim));
   layout.widened_values = cursor.take<std::byte>(keys * static_cast<std::size_t>(problem().value_dim()));
   layout.device_bytes = cursor.at();
@@ -173,26 +182,32 @@ Result<std::shared_ptr<CudaPlan>> CudaPlan::create(std::string_view implementati
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem, batch));
   std::shared_ptr<CudaPlan> plan(
       new CudaPlan(implementation, gpu, std::move(bound), without_table(batch), order));
-  plan->pages_ = PageTable(batch);
-  plan->work_ = make_work_list(plan->problem(), batch, order, gpu.multiprocessors());
-  CHORALE_ASSIGN_OR_RETURN(plan->kernels_, plan->find_kernels(plan->problem(), batch, plan->work_));
-  Sizes room = sizes_of(plan->problem(), batch, plan->work_);
+  const WorkList work = make_work_list(plan->problem(), batch, order, gpu.multiprocessors());
+  CHORALE_ASSIGN_OR_RETURN(plan->kernels_, plan->find_kernels(plan->problem(), batch, work));
+  Sizes room = sizes_of(plan->problem(), batch, work);
   for (std::size_t* size : {&room.sequences, &room.forward_blocks, &room.decode_blocks, &room.split_items,
                             &room.slots, &room.key_tiles, &room.block_table, &room.table_bytes})
     if (*size > 0) *size = std::bit_ceil(*size);
   plan->room_ = room;
-  plan->look_over();
+  plan->decode_positions_ = work.decode.positions;
+  plan->choose_widened_heads();
   plan->layout_ = plan->lay_out(room);
+  CHORALE_ASSIGN_OR_RETURN(plan->image_, PlanMemoryPool::of(gpu).take_pinned(plan->layout_.image_bytes));
+  plan->write(work, PageTable(batch));
   return plan;
 }
 
+// A capture's memory is no stream's: freeing it waits for replays.
 CudaPlan::~CudaPlan() {
-  if (memory_) PlanMemoryPool::of(gpu_).give_back(stream_id_, std::move(memory_));
+  PlanMemoryPool& pool = PlanMemoryPool::of(gpu_);
+  if (image_ != nullptr) pool.give_back(std::move(image_));
+  for (Copy& copy : copies_)
+    if (copy.lane.captured == nullptr) pool.give_back(copy.lane.id, std::move(copy.memory));
 }
 
 Status CudaPlan::update(const Batch& batch, void* stream) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem(), batch));
-  WorkList work = make_work_list(bound, batch, order_, gpu_.multiprocessors(), work_.decode.positions);
+  const WorkList work = make_work_list(bound, batch, order_, gpu_.multiprocessors(), decode_positions_);
   CHORALE_RETURN_IF_ERROR(check_room(sizes_of(bound, batch, work), room_));
   // A kernel without work ends at once.
   CHORALE_ASSIGN_OR_RETURN(const Kernels kernels, find_kernels(bound, batch, work));
@@ -203,40 +218,40 @@ Status CudaPlan::update(const Batch& batch, void* stream) {
       return Status::invalid_argument(fmt::format("the plan was made for {}: the batch needs {}",
                                                   then == nullptr ? "no such work" : then->key.describe(),
                                                   now->key.describe()));
-  replace(std::move(bound), without_table(batch));
-  pages_ = PageTable(batch);
-  work_ = std::move(work);
-  look_over();
+  PlanMemoryPool& pool = PlanMemoryPool::of(gpu_);
+  CHORALE_ASSIGN_OR_RETURN(std::unique_ptr<PinnedMemory> image, pool.take_pinned(layout_.image_bytes));
   const std::lock_guard lock(mutex_);
-  if (memory_) CHORALE_RETURN_IF_ERROR(memory_->wait());
-  return upload_locked(static_cast<Stream>(stream));
+  pool.give_back(std::exchange(image_, std::move(image)));  // it may still be copied from
+  replace(std::move(bound), without_table(batch));
+  write(work, PageTable(batch));
+  ++version_;
+  const Gpu::Scope scope(gpu_);
+  for (Copy& copy : copies_)  // a stream's is brought up to date by its next forward
+    if (copy.lane.captured != nullptr) CHORALE_RETURN_IF_ERROR(send(copy, static_cast<Stream>(stream)));
+  return Status::ok();
 }
 
-// How many KV heads the forward kernel takes side by side: as many as find room in the L2 cache, which has
-// 50 MB, beside what passes through. Of 8-bit keys so many are widened at a time; that is for the plan's
-// whole life, since a captured graph has a launch for each time.
-void CudaPlan::look_over() {
+// Of how many KV heads 8-bit keys are widened at a time: as many as find room in the L2 cache, which has
+// 50 MB, beside what passes through. That is for the plan's whole life, since a captured graph has a launch
+// for each time.
+void CudaPlan::choose_widened_heads() {
+  if (kernels_.widen == nullptr) return;
   constexpr std::int64_t cache_bytes = 32 << 20;
-  const Batch& b = batch();
   const Problem& p = problem();
-  std::int64_t keys = 0;
-  if (kernels_.widen != nullptr)
-    keys = static_cast<std::int64_t>(room_.key_tiles) * order_.tile;
-  else
-    for (int s = 0; s < b.sequences(); ++s) keys += b.kv_len(s);
-  const std::int64_t head_bytes =
-      keys * (p.head_dim + p.value_dim()) * static_cast<std::int64_t>(size_of(p.dtype));
-  heads_together_ = static_cast<int>(
+  const std::int64_t head_bytes = static_cast<std::int64_t>(room_.key_tiles) * order_.tile *
+                                  (p.head_dim + p.value_dim()) *
+                                  static_cast<std::int64_t>(size_of(p.dtype));
+  const auto most = static_cast<int>(
       std::clamp<std::int64_t>(cache_bytes / std::max<std::int64_t>(1, head_bytes), 1, p.kv_heads));
-  const int times = (p.kv_heads + heads_together_ - 1) / heads_together_;
-  if (kernels_.widen != nullptr) heads_together_ = (p.kv_heads + times - 1) / times;
+  const int times = (p.kv_heads + most - 1) / most;
+  widened_heads_ = (p.kv_heads + times - 1) / times;
 }
 
-void CudaPlan::write_part(std::byte* host, const PartLayout& layout, const WorkList::Part& part) const {
-  const kernels::PlanCounts counts{
-      static_cast<int>(part.row_blocks.size()), static_cast<int>(part.split.items.size()),
-      static_cast<int>(batch().block_table_stride), static_cast<int>(work_.key_tiles.size()),
-      part.heads_together};
+void CudaPlan::write_part(const PartLayout& layout, const WorkList::Part& part, std::size_t key_tiles) const {
+  std::byte* host = image_->data();
+  const kernels::PlanCounts counts{static_cast<int>(part.row_blocks.size()),
+                                   static_cast<int>(part.split.items.size()),
+                                   static_cast<int>(batch().block_table_stride), static_cast<int>(key_tiles), part.heads_together};
   std::memcpy(host + layout.counts, &counts, sizeof counts);
   std::memset(host + layout.next_item, 0, 2 * sizeof(int));
   std::memset(host + layout.arrivals, 0,
@@ -247,20 +262,23 @@ void CudaPlan::write_part(std::byte* host, const PartLayout& layout, const WorkL
   put(host, layout.split_items, part.split.items);
 }
 
-void CudaPlan::write(std::byte* host, DevicePointer device) const {
-  write_part(host, layout_.forward, work_.forward);
-  write_part(host, layout_.decode, work_.decode);
+// All of the image but the views of tables (send()).
+void CudaPlan::write(const WorkList& work, const PageTable& pages) {
+  std::byte* host = image_->data();
+  write_part(layout_.forward, work.forward, work.key_tiles.size());
+  write_part(layout_.decode, work.decode, work.key_tiles.size());
   const Batch& b = batch();
   auto* sequences = reinterpret_cast<kernels::Sequence*>(host + layout_.sequences);
   for (int s = 0; s < b.sequences(); ++s) sequences[s] = device_sequence(b, s);
-  if (kernels_.widen != nullptr) write_widened(host);
-  pages_.write(host + layout_.block_table, b);
-  put_tables(host, device, layout_.tables, layout_.table_values, problem());
+  if (kernels_.widen != nullptr) write_widened(work.key_tiles);
+  pages.write(host + layout_.block_table, b);
+  largest_page_ = pages.largest();
+  put_tables(host, layout_.table_values, problem());
 }
 
 // Where keys come from, and where the forward kernel finds them.
-void CudaPlan::write_widened(std::byte* host) const {
-  const std::vector<kernels::KeyTile>& tiles = work_.key_tiles;
+void CudaPlan::write_widened(const std::vector<kernels::KeyTile>& tiles) const {
+  std::byte* host = image_->data();
   put(host, layout_.key_tiles, tiles);
   auto* sequences = reinterpret_cast<kernels::Sequence*>(host + layout_.forward.sequences);
   for (int s = 0; s < batch().sequences(); ++s) sequences[s] = device_sequence(batch(), s);
@@ -270,60 +288,68 @@ void CudaPlan::write_widened(std::byte* host) const {
 
 Status CudaPlan::upload(void* stream) const {
   const std::lock_guard lock(mutex_);
-  return upload_locked(static_cast<Stream>(stream));
-}
-
-Status CudaPlan::take_memory(unsigned long long stream_id) const {
-  auto taken = PlanMemoryPool::of(gpu_).take(gpu_, stream_id, layout_.staged_bytes, layout_.device_bytes);
-  if (taken) return memory_ = std::move(*taken), Status::ok();
-  if (kernels_.widen == nullptr) return taken.status();
-  return Status(
-      taken.status().code(),
-      fmt::format("{}; {} bytes are for 8-bit keys as {}, of {} KV heads at a time", taken.status().message(),
-                  layout_.device_bytes - layout_.widened_keys, name(problem().dtype), heads_together_));
-}
-
-// The first time it takes memory that the stream's earlier plans have left.
-Status CudaPlan::upload_locked(Stream stream) const {
   const Gpu::Scope scope(gpu_);
+  return be_there(static_cast<Stream>(stream)).status();
+}
+
+// A stream that is being captured has no number.
+Result<CudaPlan::Lane> CudaPlan::lane_of(Stream stream) const {
+  using namespace driver_constants;
   const Driver& d = gpu_.driver();
-  CHORALE_ASSIGN_OR_RETURN(const bool capturing, is_capturing(stream));
-  if (capturing)
-    return Status::invalid_argument(
-        "the plan is not on the GPU yet: upload(stream) it before capturing a graph");
+  int capture = capture_none;
   unsigned long long id = 0;
-  CHORALE_RETURN_IF_ERROR(d.check(d.stream_id(stream, &id), "looking at the stream"));
-  if (!memory_) {
-    CHORALE_RETURN_IF_ERROR(take_memory(id));
-  } else if (stream_id_ != id) {
-    CHORALE_RETURN_IF_ERROR(memory_->wait());
-  }
-  stream_id_ = awaited_id_ = id;
-  write(memory_->host(), memory_->device());
-  return memory_->upload(layout_.staged_bytes, stream);
-}
-
-Result<bool> CudaPlan::is_capturing(Stream stream) const {
-  int capturing = 0;
   CHORALE_RETURN_IF_ERROR(
-      gpu_.driver().check(gpu_.driver().stream_is_capturing(stream, &capturing), "looking at the stream"));
-  return capturing != 0;
+      d.check(d.stream_capture(stream, &capture, &id, nullptr, nullptr, nullptr), "looking at the stream"));
+  if (capture == capture_active) return Lane{id, stream};
+  if (capture != capture_none)
+    return Status::invalid_argument("the stream's capture has failed: it takes no more work");
+  CHORALE_RETURN_IF_ERROR(d.check(d.stream_id(stream, &id), "looking at the stream"));
+  return Lane{id, nullptr};
 }
 
-// The plan is on the GPU for what follows in `stream`. A stream that is being captured has no number and can
-// wait for nothing outside: its graph may replay in any stream, and whoever replays it sees to the order.
-Status CudaPlan::be_there(Stream stream) const {
-  const std::lock_guard lock(mutex_);
-  const Gpu::Scope scope(gpu_);
-  if (!memory_) CHORALE_RETURN_IF_ERROR(upload_locked(stream));
-  CHORALE_ASSIGN_OR_RETURN(const bool capturing, is_capturing(stream));
-  if (capturing) return Status::ok();
-  unsigned long long id = 0;
-  CHORALE_RETURN_IF_ERROR(gpu_.driver().check(gpu_.driver().stream_id(stream, &id), "looking at the stream"));
-  if (id == stream_id_ || id == awaited_id_) return Status::ok();
-  CHORALE_RETURN_IF_ERROR(memory_->await_in(stream));
-  awaited_id_ = id;
+Result<std::unique_ptr<DeviceMemory>> CudaPlan::take_memory(const Lane& lane) const {
+  PlanMemoryPool& pool = PlanMemoryPool::of(gpu_);
+  auto taken = lane.captured != nullptr ? pool.take_unused(layout_.device_bytes)
+                                        : pool.take(lane.id, layout_.device_bytes);
+  if (taken) return taken;
+  const Status status = taken.status().with_context("a plan's memory");
+  if (kernels_.widen == nullptr) return status;
+  return Status(status.code(), fmt::format("{}; {} bytes are for 8-bit keys as {}, of {} KV heads at a time",
+                                           status.message(), layout_.device_bytes - layout_.widened_keys,
+                                           name(problem().dtype), widened_heads_));
+}
+
+// Only views of tables differ from copy to copy: to change them waits, on the host, for the copy before.
+Status CudaPlan::send(Copy& copy, Stream stream) const {
+  const DevicePointer to = copy.memory->address();
+  if (!tables_of(problem()).empty()) {
+    CHORALE_RETURN_IF_ERROR(image_->wait());
+    put_table_views(image_->data(), layout_.tables, to + layout_.table_values, problem());
+  }
+  CHORALE_RETURN_IF_ERROR(image_->copy(to, layout_.image_bytes, stream));
+  copy.version = version_;
   return Status::ok();
+}
+
+// The plan's memory for the next launches in `stream`, with the image that is there by then. A capture's must
+// be there before any replay: it is sent beside the capture, and waited for.
+Result<DevicePointer> CudaPlan::be_there(Stream stream) const {
+  CHORALE_ASSIGN_OR_RETURN(const Lane lane, lane_of(stream));
+  auto copy = std::ranges::find(copies_, lane, &Copy::lane);
+  if (copy == copies_.end()) {
+    CHORALE_ASSIGN_OR_RETURN(std::unique_ptr<DeviceMemory> memory, take_memory(lane));
+    copies_.push_back({lane, std::move(memory), -1});
+    copy = copies_.end() - 1;
+  }
+  if (copy->version == version_) return copy->memory->address();
+  if (lane.captured == nullptr) {
+    CHORALE_RETURN_IF_ERROR(send(*copy, stream));
+  } else {
+    CHORALE_ASSIGN_OR_RETURN(const std::unique_ptr<SideStream> side, SideStream::create(gpu_));
+    CHORALE_RETURN_IF_ERROR(send(*copy, side->stream()));
+    CHORALE_RETURN_IF_ERROR(side->wait());
+  }
+  return copy->memory->address();
 }
 
 }  // namespace chorale::cuda

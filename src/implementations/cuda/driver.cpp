@@ -45,7 +45,8 @@ Result<Driver> open_driver() {
   find("cuStreamCreate", d.create_stream);
   find("cuStreamDestroy_v2", d.destroy_stream);
   find("cuStreamGetId", d.stream_id);
-  find("cuStreamIsCapturing", d.stream_is_capturing);
+  find("cuStreamGetCaptureInfo_v2", d.stream_capture);
+  find("cuThreadExchangeStreamCaptureMode", d.exchange_capture_mode);
   find("cuStreamWaitEvent", d.stream_wait_event);
   find("cuStreamSynchronize", d.synchronize_stream);
   find("cuEventCreate", d.create_event);

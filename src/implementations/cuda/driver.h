@@ -45,7 +45,9 @@ inline constexpr int attribute_programmatic_serialization = 6;
 inline constexpr int tensor_uint8 = 0, tensor_float16 = 6, tensor_bfloat16 = 9;
 inline constexpr int tensor_swizzle_128 = 3, tensor_promotion_l2_256 = 3;
 inline constexpr int error_not_ready = 600;
-inline constexpr int capture_thread_local = 1;
+inline constexpr int capture_none = 0, capture_active = 1;  // of a stream
+inline constexpr int capture_thread_local = 1, capture_relaxed = 2;
+inline constexpr int stream_non_blocking = 1;
 }  // namespace driver_constants
 
 struct Driver {
@@ -77,7 +79,9 @@ struct Driver {
   int (*create_stream)(Stream*, unsigned flags);
   int (*destroy_stream)(Stream);
   int (*stream_id)(Stream, unsigned long long*);
-  int (*stream_is_capturing)(Stream, int*);
+  int (*stream_capture)(Stream, int* status, unsigned long long* id, Graph*, const void* dependencies,
+                        std::size_t* dependency_count);  // all but the status may be null
+  int (*exchange_capture_mode)(int*);
   int (*stream_wait_event)(Stream, Event, unsigned flags);
   int (*synchronize_stream)(Stream);
   int (*create_event)(Event*, unsigned flags);

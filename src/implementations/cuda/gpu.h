@@ -50,8 +50,19 @@ class Gpu {
       driver_->pop_context(&ignored);
     }
 
-   private:
+   protected:
     const Driver* driver_;
+  };
+
+  // In this scope, too; and the thread may do what must not be done while a graph is being captured, here or
+  // in another thread: take and free memory, ask for events. It has no part in the capture.
+  class UncapturedScope : Scope {
+   public:
+    explicit UncapturedScope(const Gpu& gpu) : Scope(gpu) { driver_->exchange_capture_mode(&mode_); }
+    ~UncapturedScope() { driver_->exchange_capture_mode(&mode_); }
+
+   private:
+    int mode_ = driver_constants::capture_relaxed;  // then: what was before
   };
 
  private:

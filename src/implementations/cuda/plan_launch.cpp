@@ -28,6 +28,10 @@ int column_blocks_of(const KernelKey& key) {
 }
 
 template <class T>
+void point_at(DevicePointer address, T*& to) {
+  to = reinterpret_cast<T*>(address);
+}
+template <class T>
 T* pointer_of(const TensorView& view) {
   return view.empty() ? nullptr : static_cast<T*>(view.data);
 }
@@ -66,60 +70,58 @@ ForwardTensors slice_heads(const ForwardTensors& tensors, CudaPlan::Heads heads,
 
 Status CudaPlan::forward(const ForwardTensors& tensors) const {
   CHORALE_RETURN_IF_ERROR(check_layout(tensors));
-  if (batch().is_paged() && pages_.largest() >= tensors.k.shape[0])
+  if (batch().is_paged() && largest_page_ >= tensors.k.shape[0])
     return Status::out_of_range(fmt::format("the block table has page {}: the pool has pages 0 to {}",
-                                            static_cast<std::int32_t>(pages_.largest()),
+                                            static_cast<std::int32_t>(largest_page_),
                                             tensors.k.shape[0] - 1));
   if (kernels_.forward == nullptr && kernels_.decode == nullptr) return Status::ok();
-  CHORALE_RETURN_IF_ERROR(be_there(static_cast<Stream>(tensors.stream)));
+  const std::lock_guard lock(mutex_);
   const Gpu::Scope scope(gpu_);
+  CHORALE_ASSIGN_OR_RETURN(const DevicePointer memory, be_there(static_cast<Stream>(tensors.stream)));
   const Heads all{0, problem().kv_heads};
   if (kernels_.widen != nullptr)
-    CHORALE_RETURN_IF_ERROR(forward_widened(tensors));
+    CHORALE_RETURN_IF_ERROR(forward_widened(memory, tensors));
   else if (kernels_.forward != nullptr)
-    CHORALE_RETURN_IF_ERROR(launch(*kernels_.forward, layout_.forward, tensors, all));
-  return kernels_.decode == nullptr ? Status::ok() : launch(*kernels_.decode, layout_.decode, tensors, all);
+    CHORALE_RETURN_IF_ERROR(launch(*kernels_.forward, memory, layout_.forward, tensors, all));
+  if (kernels_.decode == nullptr) return Status::ok();
+  return launch(*kernels_.decode, memory, layout_.decode, tensors, all);
 }
 
 // Some heads after others, in the same memory.
-Status CudaPlan::forward_widened(const ForwardTensors& tensors) const {
+Status CudaPlan::forward_widened(DevicePointer memory, const ForwardTensors& tensors) const {
   const int kv_heads = problem().kv_heads, group = problem().group_size();
-  for (int first = 0; first < kv_heads; first += heads_together_) {
-    const Heads heads{first, std::min(heads_together_, kv_heads - first)};
+  for (int first = 0; first < kv_heads; first += widened_heads_) {
+    const Heads heads{first, std::min(widened_heads_, kv_heads - first)};
     ForwardTensors part = slice_heads(tensors, heads, group);
     const auto rows = static_cast<std::int64_t>(room_.key_tiles) * order_.tile;
     const auto widened = [&](std::size_t offset, int dim) {
-      return TensorView::contiguous(reinterpret_cast<const void*>(memory_->device() + offset),
-                                    problem().dtype, {rows, heads.count, dim});
+      return TensorView::contiguous(reinterpret_cast<const void*>(memory + offset), problem().dtype,
+                                    {rows, heads.count, dim});
     };
     const TensorView k = widened(layout_.widened_keys, problem().head_dim),
                      v = widened(layout_.widened_values, problem().value_dim());
-    CHORALE_RETURN_IF_ERROR(widen(part, k, v, heads));
+    CHORALE_RETURN_IF_ERROR(widen(memory, part, k, v, heads));
     part.k = k;
     part.v = v;
-    CHORALE_RETURN_IF_ERROR(launch(*kernels_.forward, layout_.forward, part, heads));
+    CHORALE_RETURN_IF_ERROR(launch(*kernels_.forward, memory, layout_.forward, part, heads));
   }
   return Status::ok();
 }
 
-template <class T>
-void CudaPlan::point_at(std::size_t offset, T*& to) const {
-  to = reinterpret_cast<T*>(memory_->device() + offset);
-}
-kernels::PlanView CudaPlan::view_of(const PartLayout& layout) const {
+kernels::PlanView CudaPlan::view_of(DevicePointer memory, const PartLayout& layout) const {
   kernels::PlanView view{};
-  point_at(layout.counts, view.counts);
-  point_at(layout.sequences, view.sequences);
-  point_at(layout.row_blocks, view.row_blocks);
-  point_at(layout.split_items, view.split_items);
-  point_at(layout_.block_table, view.block_table);
-  point_at(layout_.tables, view.tables);
-  point_at(layout.next_item, view.next_item);
+  point_at(memory + layout.counts, view.counts);
+  point_at(memory + layout.sequences, view.sequences);
+  point_at(memory + layout.row_blocks, view.row_blocks);
+  point_at(memory + layout.split_items, view.split_items);
+  point_at(memory + layout_.block_table, view.block_table);
+  point_at(memory + layout_.tables, view.tables);
+  point_at(memory + layout.next_item, view.next_item);
   return view;
 }
 
-Status CudaPlan::widen(const ForwardTensors& tensors, const TensorView& to_k, const TensorView& to_v,
-                       Heads heads) const {
+Status CudaPlan::widen(DevicePointer memory, const ForwardTensors& tensors, const TensorView& to_k,
+                       const TensorView& to_v, Heads heads) const {
   const TensorView k = as_pages(tensors.k), v = as_pages(tensors.v);
   kernels::WidenParams params{};
   params.k = rows_of(k);
@@ -130,9 +132,9 @@ Status CudaPlan::widen(const ForwardTensors& tensors, const TensorView& to_k, co
   params.v_scale = pointer_of<const float>(tensors.v_scale);
   params.k_wide = rows_of(to_k);
   params.v_wide = rows_of(to_v);
-  point_at(layout_.key_tiles, params.tiles);
-  params.plan = view_of(layout_.forward);
-  point_at(layout_.sequences, params.plan.sequences);
+  point_at(memory + layout_.key_tiles, params.tiles);
+  params.plan = view_of(memory, layout_.forward);
+  point_at(memory + layout_.sequences, params.plan.sequences);
   params.heads = heads.count;
   params.first_query_head = problem().first_query_head + heads.first * problem().group_size();
   // Some on each multiprocessor, so that one's loads run beside another's stores.
@@ -141,8 +143,8 @@ Status CudaPlan::widen(const ForwardTensors& tensors, const TensorView& to_k, co
                      static_cast<Stream>(tensors.stream));
 }
 
-Status CudaPlan::launch(const Kernel& kernel, const PartLayout& layout, const ForwardTensors& tensors,
-                        Heads heads) const {
+Status CudaPlan::launch(const Kernel& kernel, DevicePointer memory, const PartLayout& layout,
+                        const ForwardTensors& tensors, Heads heads) const {
   const Driver& d = gpu_.driver();
   const KernelKey& key = kernel.key;
   kernels::ForwardParams params{};
@@ -167,11 +169,11 @@ Status CudaPlan::launch(const Kernel& kernel, const PartLayout& layout, const Fo
   params.k_scale = pointer_of<const float>(tensors.k_scale);
   params.v_scale = pointer_of<const float>(tensors.v_scale);
 
-  params.plan = view_of(layout);
-  point_at(layout.partial_out, params.partial_out);
-  point_at(layout.partial_reference, params.partial_reference);
-  point_at(layout.partial_sum, params.partial_sum);
-  point_at(layout.arrivals, params.arrivals);
+  params.plan = view_of(memory, layout);
+  point_at(memory + layout.partial_out, params.partial_out);
+  point_at(memory + layout.partial_reference, params.partial_reference);
+  point_at(memory + layout.partial_sum, params.partial_sum);
+  point_at(memory + layout.arrivals, params.arrivals);
   params.slots = static_cast<int>(room_.slots);
   params.arrival_counters = static_cast<int>(arrival_counters(room_));
   params.item_room = static_cast<int>(room_.split_items);

@@ -1,7 +1,5 @@
 #include "implementations/cuda/staged_attention.h"
 
-#include <fmt/format.h>
-
 namespace chorale::cuda {
 namespace {
 
@@ -16,19 +14,6 @@ std::size_t extent_bytes(const TensorView& view) {
 }
 
 }  // namespace
-
-Result<std::unique_ptr<DeviceMemory>> DeviceMemory::allocate(const Gpu& gpu, std::size_t bytes) {
-  const Gpu::Scope scope(gpu);
-  DevicePointer address = 0;
-  CHORALE_RETURN_IF_ERROR(
-      gpu.driver().check(gpu.driver().allocate(&address, bytes), fmt::format("{} bytes on the GPU", bytes)));
-  return std::unique_ptr<DeviceMemory>(new DeviceMemory(gpu, address));
-}
-
-DeviceMemory::~DeviceMemory() {
-  const Gpu::Scope scope(gpu_);
-  gpu_.driver().free(address_);
-}
 
 Result<StagedTensors> StagedTensors::create(const Gpu& gpu, const ForwardTensors& host) {
   constexpr std::size_t alignment = 256;

@@ -7,23 +7,9 @@
 
 #include "implementations/cuda/cuda_attention.h"
 #include "implementations/cuda/gpu.h"
+#include "implementations/cuda/memory.h"
 
 namespace chorale::cuda {
-
-// Device memory, freed with this.
-class DeviceMemory {
- public:
-  static Result<std::unique_ptr<DeviceMemory>> allocate(const Gpu& gpu, std::size_t bytes);
-  DeviceMemory(const DeviceMemory&) = delete;
-  DeviceMemory& operator=(const DeviceMemory&) = delete;
-  ~DeviceMemory();
-  DevicePointer address() const { return address_; }
-
- private:
-  DeviceMemory(const Gpu& gpu, DevicePointer address) : gpu_(gpu), address_(address) {}
-  const Gpu& gpu_;
-  DevicePointer address_;
-};
 
 // The tensors of a call on the device: what the views reach of the host's memory, at the same distance from a
 // multiple of 16 bytes.

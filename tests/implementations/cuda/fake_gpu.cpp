@@ -2,12 +2,15 @@
 
 #include <elf.h>
 
-#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <iterator>
+#include <map>
 #include <mutex>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "implementations/cuda/driver.h"
@@ -21,19 +24,29 @@ constexpr int ok = 0, invalid_value = 1, out_of_memory = 2, capture_unsupported 
 
 constexpr std::size_t memory_bytes = std::size_t{1} << 30;
 
-std::mutex mutex;
+std::recursive_mutex mutex;  // of everything here
 FakeLaunch launch_function;
 std::vector<std::string>& sources() {
   static auto& all = *new std::vector<std::string>;
   return all;
 }
 
-using Action = std::function<void()>;
-using FakeEvent = std::chrono::steady_clock::time_point;
+using Action = std::function<FakeLaunchEnd()>;
+struct Step {
+  Action action;
+  std::function<bool()> may_begin = nullptr;  // null: always
+};
 struct FakeStream {
-  unsigned long long id;
-  bool capturing = false;
-  std::vector<Action> captured;
+  unsigned long long id = 0;
+  unsigned long long capture = 0;  // its number; 0: none
+  std::vector<Action> captured = {};
+  std::deque<Step> queue = {};  // not begun
+  FakeLaunchEnd end = nullptr;  // of the launch that is under way
+};
+struct FakeEvent {
+  int recorded = 0, done = 0;  // the last record counts
+  bool is_done() const { return recorded == done; }
+  std::chrono::steady_clock::time_point time;
 };
 struct FakeModule {
   std::string source;
@@ -47,19 +60,49 @@ T& kept(T made) {
   static auto& all = *new std::deque<T>;
   return all.emplace_back(std::move(made));
 }
-FakeStream default_stream{1, false, {}};
-std::atomic<unsigned long long> next_stream = 2;
+FakeStream default_stream{.id = 1};
+unsigned long long next_stream = 2, next_capture = 1;
+std::vector<FakeStream*> streams{&default_stream};
+std::map<cuda::DevicePointer, std::size_t> allocations;
+thread_local int capture_mode = 0;  // global
+thread_local int captures = 0;      // that the thread has begun
 
 FakeStream& at(cuda::Stream stream) {
   return stream == nullptr ? default_stream : *reinterpret_cast<FakeStream*>(stream);
 }
+void step(FakeStream& stream) {
+  if (const FakeLaunchEnd end = std::exchange(stream.end, nullptr)) end();
+  if (stream.queue.empty()) return;
+  const Step next = stream.queue.front();
+  if (next.may_begin != nullptr && !next.may_begin()) return;
+  stream.queue.pop_front();
+  stream.end = next.action();
+}
+template <class F>
+void step_until(F&& done) {
+  while (!done())
+    for (FakeStream* stream : streams) step(*stream);
+}
+void finish(const FakeStream& stream) {
+  step_until([&] { return stream.queue.empty() && stream.end == nullptr; });
+}
+void finish() {
+  for (const FakeStream* stream : streams) finish(*stream);
+}
 int act(cuda::Stream stream, Action action) {
-  if (at(stream).capturing)
+  const std::lock_guard lock(mutex);
+  if (at(stream).capture != 0)
     at(stream).captured.push_back(std::move(action));
   else
-    action();
+    at(stream).queue.push_back({std::move(action)});
   return ok;
 }
+template <class F>
+int move_bytes(cuda::Stream stream, F&& move) {
+  return act(stream, [=] { return move(), FakeLaunchEnd(); });
+}
+// What a thread that captures may do only after it has asked for it.
+bool is_forbidden() { return captures > 0 && capture_mode != cuda::driver_constants::capture_relaxed; }
 
 // An ELF file whose data are three numbers: how to launch the entry, and which source it was.
 std::string make_cubin(const std::string& entry, int source) {
@@ -107,6 +150,14 @@ struct FakeProgram {
 }  // namespace
 
 void set_fake_launch(FakeLaunch launch) { launch_function = std::move(launch); }
+const void* fake_memory_of(const void* address) {
+  const auto at = reinterpret_cast<cuda::DevicePointer>(address);
+  const std::lock_guard lock(mutex);
+  const auto after = allocations.upper_bound(at);
+  if (after == allocations.begin()) return nullptr;
+  const auto [first, bytes] = *std::prev(after);
+  return at < first + bytes ? reinterpret_cast<const void*>(first) : nullptr;
+}
 
 }  // namespace chorale::testing
 
@@ -158,67 +209,135 @@ int cuLaunchKernelEx(const cuda::LaunchConfig* config, FakeFunction* function, v
   std::vector<std::byte> argument(size);
   std::memcpy(argument.data(), parameters[0], size);
   const int blocks = static_cast<int>(config->grid[0]);
+  std::this_thread::sleep_for(std::chrono::microseconds(100));  // so that threads meet
   return act(config->stream,
-             [=] { launch_function(function->entry, function->source, blocks, argument.data()); });
+             [=] { return launch_function(function->entry, function->source, blocks, argument.data()); });
 }
 
 int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) { return *free = *total = memory_bytes, ok; }
 int cuMemAlloc_v2(cuda::DevicePointer* address, std::size_t bytes) {
+  if (is_forbidden()) return capture_unsupported;
   if (bytes > memory_bytes) return out_of_memory;
   void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::memset(memory, 0xCD, bytes);
-  return *address = reinterpret_cast<cuda::DevicePointer>(memory), ok;
+  const std::lock_guard lock(mutex);
+  allocations[*address = reinterpret_cast<cuda::DevicePointer>(memory)] = bytes;
+  return ok;
 }
-int cuMemFree_v2(cuda::DevicePointer address) { return std::free(reinterpret_cast<void*>(address)), ok; }
-int cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) { return *memory = std::malloc(bytes), ok; }
-int cuMemFreeHost(void* memory) { return std::free(memory), ok; }
+int cuMemFree_v2(cuda::DevicePointer address) {
+  if (is_forbidden()) return capture_unsupported;
+  const std::lock_guard lock(mutex);
+  finish();
+  std::memset(reinterpret_cast<void*>(address), 0xCD, allocations.at(address));
+  allocations.erase(address);
+  return std::free(reinterpret_cast<void*>(address)), ok;
+}
+int cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  if (is_forbidden()) return capture_unsupported;
+  return *memory = std::malloc(bytes), ok;
+}
+int cuMemFreeHost(void* memory) {
+  if (is_forbidden()) return capture_unsupported;
+  return std::free(memory), ok;
+}
 int cuMemcpyHtoDAsync_v2(cuda::DevicePointer to, const void* from, std::size_t bytes, cuda::Stream stream) {
-  return act(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
+  return move_bytes(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
 }
 int cuMemcpyDtoHAsync_v2(void* to, cuda::DevicePointer from, std::size_t bytes, cuda::Stream stream) {
-  return act(stream, [=] { std::memcpy(to, reinterpret_cast<const void*>(from), bytes); });
+  return move_bytes(stream, [=] { std::memcpy(to, reinterpret_cast<const void*>(from), bytes); });
 }
 int cuMemcpyDtoDAsync_v2(cuda::DevicePointer to, cuda::DevicePointer from, std::size_t bytes,
                          cuda::Stream stream) {
-  return act(stream,
-             [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
+  return move_bytes(
+      stream, [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
 }
 int cuMemsetD8Async(cuda::DevicePointer to, unsigned char value, std::size_t bytes, cuda::Stream stream) {
-  return act(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
+  return move_bytes(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
 }
 
 int cuStreamCreate(FakeStream** stream, unsigned) {
-  return *stream = new FakeStream{next_stream++, false, {}}, ok;
+  const std::lock_guard lock(mutex);
+  streams.push_back(*stream = new FakeStream{.id = next_stream++});
+  return ok;
 }
-int cuStreamDestroy_v2(FakeStream* stream) { return delete stream, ok; }
+int cuStreamDestroy_v2(FakeStream* stream) {
+  const std::lock_guard lock(mutex);
+  finish(*stream);
+  std::erase(streams, stream);
+  return delete stream, ok;
+}
 int cuStreamGetId(cuda::Stream stream, unsigned long long* id) {
-  if (at(stream).capturing) return capture_unsupported;  // as the driver does (CUDA 13.0)
+  const std::lock_guard lock(mutex);
+  if (at(stream).capture != 0) return capture_unsupported;  // as the driver does (CUDA 13.0)
   return *id = at(stream).id, ok;
 }
-int cuStreamIsCapturing(cuda::Stream stream, int* capturing) { return *capturing = at(stream).capturing, ok; }
-int cuStreamWaitEvent(cuda::Stream stream, void*, unsigned) {
-  return at(stream).capturing ? invalid_value : ok;
+int cuStreamGetCaptureInfo_v2(cuda::Stream stream, int* status, unsigned long long* id, void*, void*, void*) {
+  const std::lock_guard lock(mutex);
+  *status = at(stream).capture != 0;
+  if (id != nullptr && *status != 0) *id = at(stream).capture;
+  return ok;
 }
-int cuStreamSynchronize(cuda::Stream stream) { return at(stream).capturing ? invalid_value : ok; }
+int cuThreadExchangeStreamCaptureMode(int* mode) { return std::swap(*mode, capture_mode), ok; }
+int cuStreamWaitEvent(cuda::Stream stream, FakeEvent* event, unsigned) {
+  const std::lock_guard lock(mutex);
+  if (at(stream).capture != 0) return invalid_value;
+  at(stream).queue.push_back(
+      {[] { return nullptr; }, [=, number = event->recorded] { return event->done >= number; }});
+  return ok;
+}
+int cuStreamSynchronize(cuda::Stream stream) {
+  const std::lock_guard lock(mutex);
+  if (at(stream).capture != 0) return invalid_value;
+  return finish(at(stream)), ok;
+}
 int cuEventCreate(FakeEvent** event, unsigned) { return *event = new FakeEvent, ok; }
-int cuEventDestroy_v2(FakeEvent* event) { return delete event, ok; }
-int cuEventRecord(FakeEvent* event, cuda::Stream) { return *event = std::chrono::steady_clock::now(), ok; }
-int cuEventQuery(FakeEvent*) { return ok; }
-int cuEventSynchronize(FakeEvent*) { return ok; }
-int cuEventElapsedTime(float* milliseconds, const FakeEvent* start, const FakeEvent* end) {
-  return *milliseconds = std::chrono::duration<float, std::milli>(*end - *start).count(), ok;
+int cuEventDestroy_v2(FakeEvent* event) {
+  const std::lock_guard lock(mutex);
+  finish();  // the streams may still mark it
+  return delete event, ok;
 }
-int cuStreamBeginCapture_v2(cuda::Stream stream, int) { return at(stream).capturing = true, ok; }
+int cuEventRecord(FakeEvent* event, cuda::Stream stream) {
+  const std::lock_guard lock(mutex);
+  if (at(stream).capture != 0) return invalid_value;
+  return move_bytes(stream, [=, number = ++event->recorded] {
+    event->done = number;
+    event->time = std::chrono::steady_clock::now();
+  });
+}
+int cuEventQuery(FakeEvent* event) {
+  const std::lock_guard lock(mutex);
+  return is_forbidden()     ? capture_unsupported
+         : event->is_done() ? ok
+                            : cuda::driver_constants::error_not_ready;
+}
+int cuEventSynchronize(FakeEvent* event) {
+  const std::lock_guard lock(mutex);
+  if (is_forbidden()) return capture_unsupported;
+  step_until([&] { return event->is_done(); });
+  return ok;
+}
+int cuEventElapsedTime(float* milliseconds, const FakeEvent* start, const FakeEvent* end) {
+  return *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count(), ok;
+}
+int cuStreamBeginCapture_v2(cuda::Stream stream, int) {
+  const std::lock_guard lock(mutex);
+  if (capture_mode != 0) return invalid_value;  // somebody has not put it back
+  ++captures;
+  return at(stream).capture = next_capture++, ok;
+}
 int cuStreamEndCapture(cuda::Stream stream, std::vector<Action>** graph) {
-  at(stream).capturing = false;
+  const std::lock_guard lock(mutex);
+  --captures;
+  at(stream).capture = 0;
   return *graph = new std::vector<Action>(std::exchange(at(stream).captured, {})), ok;
 }
 int cuGraphInstantiateWithFlags(std::vector<Action>** replay, std::vector<Action>* graph,
                                 unsigned long long) {
   return *replay = new std::vector<Action>(*graph), ok;
 }
-int cuGraphLaunch(std::vector<Action>* replay, cuda::Stream) {
-  for (const Action& action : *replay) action();
+int cuGraphLaunch(std::vector<Action>* replay, cuda::Stream stream) {
+  const std::lock_guard lock(mutex);
+  for (const Action& action : *replay) at(stream).queue.push_back({action});
   return ok;
 }
 int cuGraphDestroy(std::vector<Action>* graph) { return delete graph, ok; }

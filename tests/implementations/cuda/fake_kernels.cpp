@@ -25,7 +25,7 @@ using namespace kernels;
 
 std::mutex mutex;
 Problem problem;  // of the last plan: the fake cannot run emitted programs
-std::vector<std::string> launches;
+std::vector<FakeLaunched> launches;
 
 int constant(const std::string& source, const std::string& name) {
   const std::string define = "#define CHORALE_" + name + " ";
@@ -57,14 +57,11 @@ class FakeKernel {
     check_constants(is_decode);
     check_tables();
     const PlanView& plan = params_.plan;
-    EXPECT_EQ(plan.next_item[0], 0);
-    EXPECT_EQ(plan.next_item[1], 0);
     if (!is_decode) {
       EXPECT_EQ(plan.counts->split_items, 0);
       for (int i = 0; i < plan.counts->row_blocks; ++i) run_block(plan.row_blocks[i]);
       return;
     }
-    for (int i = 0; i < params_.arrival_counters * params_.kv_heads; ++i) EXPECT_EQ(params_.arrivals[i], 0);
     check_items(plan);
   }
 
@@ -154,6 +151,8 @@ class FakeKernel {
     for (const Program* program : {&problem.mask.program(), &problem.score.program()})
       for (const Table& table : program->tables()) {
         const TableView& view = params_.plan.tables[i++];
+        for (const void* address : {view.values, view.extremes})
+          EXPECT_EQ(fake_memory_of(address), fake_memory_of(params_.plan.tables)) << "of another copy";
         EXPECT_EQ(view.rows, device_rows(table));
         EXPECT_EQ(view.columns, device_columns(table));
         const Table::Data& data = table.data();
@@ -344,16 +343,46 @@ void copy_pages(const CopyPagesParams& params) {
     }
 }
 
-void launch(const std::string& entry, const std::string& source, int blocks, const void* parameters) {
+// What a launch counts in: zero before it and after it, and nobody else's while it is under way.
+std::vector<int*> counters_of(const ForwardParams& params, bool is_decode) {
+  std::vector<int*> counters{params.plan.next_item, params.plan.next_item + 1};
+  for (int i = 0; is_decode && i < params.arrival_counters * params.kv_heads; ++i)
+    counters.push_back(params.arrivals + i);
+  return counters;
+}
+
+FakeLaunchEnd run(const std::string& source, const ForwardParams& params, bool is_decode) {
+  static int number = 0;  // of the launch
+  const int mark = ++number;
+  const std::vector<int*> counters = counters_of(params, is_decode);
+  for (int* counter : counters) EXPECT_EQ(std::exchange(*counter, mark), 0) << "used by two launches at once";
+  FakeKernel(source, params).run(is_decode);
+  return [=] {
+    for (int* counter : counters) EXPECT_EQ(std::exchange(*counter, 0), mark) << "written by another launch";
+  };
+}
+
+FakeLaunchEnd launch(const std::string& entry, const std::string& source, int blocks,
+                     const void* parameters) {
   const std::lock_guard lock(mutex);
   EXPECT_GT(blocks, 0);
-  launches.push_back(entry);
-  if (entry == "chorale_store") return store(source, *static_cast<const StoreParams*>(parameters));
-  if (entry == "chorale_copy_pages") return copy_pages(*static_cast<const CopyPagesParams*>(parameters));
-  if (entry == "chorale_widen") return widen(source, *static_cast<const WidenParams*>(parameters));
+  launches.push_back({entry, {}});
+  std::set<const void*>& written = launches.back().written;
+  if (entry == "chorale_store") return store(source, *static_cast<const StoreParams*>(parameters)), nullptr;
+  if (entry == "chorale_copy_pages")
+    return copy_pages(*static_cast<const CopyPagesParams*>(parameters)), nullptr;
+  if (entry == "chorale_widen") {
+    const auto& params = *static_cast<const WidenParams*>(parameters);
+    written = {params.k_wide.data, params.v_wide.data};
+    return widen(source, params), nullptr;
+  }
   alignas(64) ForwardParams params;
   std::memcpy(&params, parameters, sizeof params);
-  FakeKernel(source, params).run(entry == "chorale_decode");
+  const bool is_decode = entry == "chorale_decode";
+  written = {params.plan.next_item};
+  if (is_decode)
+    written.insert({params.arrivals, params.partial_out, params.partial_reference, params.partial_sum});
+  return run(source, params, is_decode);
 }
 
 }  // namespace
@@ -363,7 +392,7 @@ void planned(const Problem& bound) {
   problem = bound;
 }
 
-std::vector<std::string> taken_launches() {
+std::vector<FakeLaunched> taken_launches() {
   const std::lock_guard lock(mutex);
   return std::exchange(launches, {});
 }

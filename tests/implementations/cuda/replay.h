@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <string>
-#include <utility>
+#include <vector>
 
 #include "base/float.h"
 #include "implementations/conformance/cases.h"
@@ -24,25 +24,28 @@ class Caller {
     const cuda::Gpu::Scope scope(gpu_);
     const cuda::Driver& d = gpu_.driver();
     if (replay_ != nullptr) d.destroy_graph_exec(replay_);
-    drop_graph();
     d.destroy_stream(stream);
   }
   Caller(const Caller&) = delete;
   Caller& operator=(const Caller&) = delete;
 
-  // What the plan said to a forward whose launches are captured.
-  Status capture(const cuda::CudaPlan& plan, const ForwardTensors& tensors) {
+  // What the plan said to forwards of these tensors, whose launches are captured, and made ready to replay.
+  Status capture(const cuda::CudaPlan& plan, const std::vector<ForwardTensors>& forwards) {
     const cuda::Gpu::Scope scope(gpu_);
     const cuda::Driver& d = gpu_.driver();
-    drop_graph();
     EXPECT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
-    Status captured = plan.forward(tensors);
-    EXPECT_EQ(d.end_capture(stream, &graph_), 0);
+    Status captured;
+    for (const ForwardTensors& tensors : forwards)
+      if (captured.is_ok()) captured = plan.forward(tensors);
+    cuda::Graph graph = nullptr;
+    EXPECT_EQ(d.end_capture(stream, &graph), 0);
+    if (captured.is_ok()) EXPECT_EQ(d.instantiate_graph(&replay_, graph, 0), 0);
+    d.destroy_graph(graph);
     return captured;
   }
-  void instantiate() {
+  void replay() const {
     const cuda::Gpu::Scope scope(gpu_);
-    ASSERT_EQ(gpu_.driver().instantiate_graph(&replay_, graph_, 0), 0);
+    ASSERT_EQ(gpu_.driver().launch_graph(replay_, stream), 0);
   }
   // Puts a batch into the plan that was captured, and replays: as a fresh plan of that batch gives. `device`
   // has `data`'s tensors; `attention` reads and writes them where they are.
@@ -51,10 +54,7 @@ class Caller {
                      const std::string& what) const {
     const Status updated = plan.update(batch, stream);
     ASSERT_TRUE(updated.is_ok()) << updated.message();
-    {
-      const cuda::Gpu::Scope scope(gpu_);
-      ASSERT_EQ(gpu_.driver().launch_graph(replay_, stream), 0);
-    }
+    replay();
     ASSERT_TRUE(device.to_host().is_ok());
     const Tensor replayed = data.out.memory.clone();
     const auto fresh = attention.plan(plan.problem(), batch, Device::cuda()).value();
@@ -65,12 +65,7 @@ class Caller {
   cuda::Stream stream = nullptr;
 
  private:
-  void drop_graph() {
-    if (graph_ != nullptr) gpu_.driver().destroy_graph(std::exchange(graph_, nullptr));
-  }
-
   const cuda::Gpu& gpu_;
-  cuda::Graph graph_ = nullptr;
   cuda::GraphExec replay_ = nullptr;
 };
 
