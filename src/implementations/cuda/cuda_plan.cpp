@@ -239,8 +239,7 @@ void CudaPlan::choose_widened_heads() {
   constexpr std::int64_t cache_bytes = 32 << 20;
   const Problem& p = problem();
   const std::int64_t head_bytes = static_cast<std::int64_t>(room_.key_tiles) * order_.tile *
-                                  (p.head_dim + p.value_dim()) *
-                                  static_cast<std::int64_t>(size_of(p.dtype));
+                                  (p.head_dim + p.value_dim()) * static_cast<std::int64_t>(size_of(p.dtype));
   const auto most = static_cast<int>(
       std::clamp<std::int64_t>(cache_bytes / std::max<std::int64_t>(1, head_bytes), 1, p.kv_heads));
   const int times = (p.kv_heads + most - 1) / most;
@@ -249,9 +248,9 @@ void CudaPlan::choose_widened_heads() {
 
 void CudaPlan::write_part(const PartLayout& layout, const WorkList::Part& part, std::size_t key_tiles) const {
   std::byte* host = image_->data();
-  const kernels::PlanCounts counts{static_cast<int>(part.row_blocks.size()),
-                                   static_cast<int>(part.split.items.size()),
-                                   static_cast<int>(batch().block_table_stride), static_cast<int>(key_tiles), part.heads_together};
+  const kernels::PlanCounts counts{
+      static_cast<int>(part.row_blocks.size()), static_cast<int>(part.split.items.size()),
+      static_cast<int>(batch().block_table_stride), static_cast<int>(key_tiles), part.heads_together};
   std::memcpy(host + layout.counts, &counts, sizeof counts);
   std::memset(host + layout.next_item, 0, 2 * sizeof(int));
   std::memset(host + layout.arrivals, 0,
