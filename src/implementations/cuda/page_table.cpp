@@ -1,7 +1,6 @@
 #include "implementations/cuda/page_table.h"
 
 #include <algorithm>
-#include <cstring>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -50,22 +49,14 @@ std::int64_t pages_of(const Batch& batch, int sequence) {
 
 }  // namespace
 
-PageTable::PageTable(const Batch& batch)
-    : pages_(std::make_unique_for_overwrite<std::int32_t[]>(batch.block_table.size())) {
+std::int64_t copy_pages(const Batch& batch, std::int32_t* to) {
+  std::int64_t largest = -1;
   for (int s = 0; batch.is_paged() && s < batch.sequences(); ++s)
     if (const std::int64_t used = pages_of(batch, s); used > 0) {
       const std::int64_t row = s * batch.block_table_stride;
-      largest_ =
-          std::max<std::int64_t>(largest_, copy(batch.block_table.data() + row, used, pages_.get() + row));
+      largest = std::max<std::int64_t>(largest, copy(batch.block_table.data() + row, used, to + row));
     }
-}
-
-void PageTable::write(std::byte* to, const Batch& batch) const {
-  for (int s = 0; batch.is_paged() && s < batch.sequences(); ++s) {
-    const auto row = static_cast<std::size_t>(s * batch.block_table_stride);
-    std::memcpy(to + row * sizeof(std::int32_t), pages_.get() + row,
-                static_cast<std::size_t>(pages_of(batch, s)) * sizeof(std::int32_t));
-  }
+  return largest;
 }
 
 }  // namespace chorale::cuda

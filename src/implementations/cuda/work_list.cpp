@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <optional>
+#include <numeric>
 
-#include "implementations/cuda/order.h"
 #include "mask/program.h"
 
 namespace chorale::cuda {
@@ -23,94 +22,107 @@ bool is_causal(const Problem& problem) {
   return !sees_ahead(0) && !sees_ahead(4096);
 }
 
-struct Block {
-  kernels::RowBlock block;
-  std::int32_t cost;  // keys that it may see
+// At most so many query positions of a sequence are a decode's, whose row block has them all. 0: heads alone
+// are too many rows.
+int most_decode_positions(const Problem& problem) { return decode_rows / problem.group_size(); }
+
+// Calls f(is_decode, block, cost) for every row block, sequence by sequence. cost: keys that it may see.
+template <class F>
+void for_each_block(const Problem& problem, const Batch& batch, const WorkSizes& work, F&& f) {
+  const int most_decode = most_decode_positions(problem);
+  const bool causal = work.forward.blocks > 0 && is_causal(problem);
+  for (int s = 0; s < batch.sequences(); ++s) {
+    const int queries = batch.q_len(s), keys = batch.kv_len(s);
+    if (queries <= most_decode) {
+      if (queries > 0) f(true, kernels::RowBlock{s, 0}, keys);
+      continue;
+    }
+    for (int first = 0; first < queries; first += work.forward.positions) {
+      const int end = std::min(first + work.forward.positions, queries);
+      f(false, kernels::RowBlock{s, first}, causal ? std::clamp(keys - queries + end, 0, keys) : keys);
+    }
+  }
+}
+
+// Where blocks go, longest first, in steps of a 256th of the longest; equal ones as they come. All are
+// counted before the first is placed.
+class LongestFirst {
+ public:
+  explicit LongestFirst(int most)
+      : most_(std::max(1, most)), scale_(static_cast<float>(steps - 1) / static_cast<float>(most_)) {}
+  void count(int cost) { ++first_[step(cost) + 1]; }
+  void end_count() { std::partial_sum(first_.begin(), first_.end(), first_.begin()); }
+  int place(int cost) { return first_[step(cost)]++; }
+
+ private:
+  static constexpr int steps = 256;
+  std::size_t step(int cost) const {
+    return static_cast<std::size_t>(
+        std::min(static_cast<int>(static_cast<float>(most_ - cost) * scale_), steps - 1));
+  }
+
+  int most_;
+  float scale_;
+  std::array<int, steps + 1> first_{};
 };
-
-// Longest first, in steps of a 256th of the longest; equal ones in their order.
-std::vector<kernels::RowBlock> longest_first(const std::vector<Block>& blocks) {
-  constexpr int steps = 256;
-  std::int64_t most = 1;
-  for (const Block& block : blocks) most = std::max<std::int64_t>(most, block.cost);
-  const float scale = static_cast<float>(steps - 1) / static_cast<float>(most);
-  const auto step = [&](const Block& block) {
-    return std::min<std::size_t>(static_cast<std::size_t>(static_cast<float>(most - block.cost) * scale),
-                                 steps - 1);
-  };
-  std::array<std::size_t, steps + 1> first{};
-  for (const Block& block : blocks) ++first[step(block) + 1];
-  for (std::size_t i = 1; i <= steps; ++i) first[i] += first[i - 1];
-  std::vector<kernels::RowBlock> sorted(blocks.size());
-  for (const Block& block : blocks) sorted[first[step(block)]++] = block.block;
-  return sorted;
-}
-
-Split split_blocks(const Problem& problem, const Batch& batch, int chunk, int multiprocessors,
-                   const WorkList::Part& decode) {
-  std::vector<kernels::SplitItem> blocks;
-  blocks.reserve(decode.row_blocks.size());
-  for (const kernels::RowBlock& block : decode.row_blocks)
-    blocks.push_back(whole_item(device_sequence(batch, block.sequence), block.sequence, block.first,
-                                decode.positions, chunk));
-  return split(blocks, problem.kv_heads, multiprocessors);
-}
 
 }  // namespace
 
-kernels::Sequence device_sequence(const Batch& batch, int sequence) {
-  const auto s = static_cast<std::size_t>(sequence);
-  return {batch.cu_seqlens_q[s], batch.q_len(sequence), batch.is_paged() ? 0 : batch.cu_seqlens_k[s],
-          batch.kv_len(sequence)};
-}
-
-WorkList make_work_list(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
-                        int least_decode_positions) {
-  const int group = problem.group_size();
-  const int decode_positions = decode_rows / group;  // at most; 0: heads alone are too many rows
-  const auto is_decode = [&](int queries) { return queries <= decode_positions; };
-  WorkList work;
+WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& order,
+                       int least_decode_positions) {
+  const int group = problem.group_size(), most_decode = most_decode_positions(problem);
+  WorkSizes work;
   work.forward.positions = std::max(1, block_rows / group);
   work.decode.positions = least_decode_positions;
-  for (int s = 0; s < batch.sequences(); ++s)
-    if (const int queries = batch.q_len(s); queries > 0 && is_decode(queries))
-      work.decode.positions = std::max(work.decode.positions, queries);
+  for (int s = 0; s < batch.sequences(); ++s) {
+    const int queries = batch.q_len(s), keys = batch.kv_len(s);
+    if (queries == 0) continue;
+    const bool is_decode = queries <= most_decode;
+    WorkSizes::Part& part = is_decode ? work.decode : work.forward;
+    part.most_keys = std::max(part.most_keys, keys);
+    if (is_decode) {
+      part.positions = std::max(part.positions, queries);
+      ++part.blocks;
+      work.split.add(chunks_of(keys, order.chunk));
+    } else {
+      part.blocks += (queries - 1) / part.positions + 1;
+      if (problem.has_kv_scales()) work.key_tiles += (keys + order.tile - 1) / order.tile;
+    }
+  }
   // A power of two, so that few kernels serve all lengths.
   work.decode.positions =
       std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(work.decode.positions))),
-               std::max(1, decode_positions));
-
-  std::optional<bool> causal;  // asked where a sequence has several blocks
-  const auto cost_of = [&](int queries, int keys, int end) {
-    if (end == queries) return keys;
-    if (!causal) causal = is_causal(problem);
-    return *causal ? std::clamp(keys - queries + end, 0, keys) : keys;
-  };
-  std::vector<Block> forward, decode;
-  forward.reserve(static_cast<std::size_t>(batch.sequences()));
-  decode.reserve(static_cast<std::size_t>(batch.sequences()));
-  for (int s = 0; s < batch.sequences(); ++s) {
-    const int queries = batch.q_len(s), keys = batch.kv_len(s);
-    const bool few = is_decode(queries);
-    const WorkList::Part& part = few ? work.decode : work.forward;
-    for (int first = 0; first < queries; first += part.positions) {
-      const int end = std::min(first + part.positions, queries);
-      (few ? decode : forward).push_back({{s, first}, cost_of(queries, keys, end)});
-    }
-    if (problem.has_kv_scales() && !few)
-      for (int tile = 0; tile * order.tile < keys; ++tile) work.key_tiles.push_back({s, tile});
-  }
-  work.forward.row_blocks = longest_first(forward);
-  work.decode.row_blocks = longest_first(decode);
-  work.decode.split = split_blocks(problem, batch, order.chunk, multiprocessors, work.decode);
+               std::max(1, most_decode));
   return work;
 }
 
-std::vector<KernelKey> kernel_keys(const WorkList& work, const Problem& problem, const Order& order,
+int write_work(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
+               const WorkSizes& work, const WorkList& to) {
+  LongestFirst forward(work.forward.most_keys), decode(work.decode.most_keys);
+  for_each_block(problem, batch, work, [&](bool is_decode, kernels::RowBlock, int cost) {
+    (is_decode ? decode : forward).count(cost);
+  });
+  forward.end_count();
+  decode.end_count();
+  kernels::KeyTile* tile = to.key_tiles;
+  for_each_block(problem, batch, work, [&](bool is_decode, kernels::RowBlock block, int cost) {
+    (is_decode ? to.decode[decode.place(cost)] : to.forward[forward.place(cost)]) = block;
+    if (is_decode || block.first > 0 || !problem.has_kv_scales()) return;
+    const int keys = batch.kv_len(block.sequence);
+    for (int number = 0; number * order.tile < keys; ++number) *tile++ = {block.sequence, number};
+  });
+  const auto whole = [&](int i) {
+    const int s = to.decode[i].sequence;
+    return whole_item(device_sequence(batch, s), s, 0, work.decode.positions, order.chunk);
+  };
+  return split(work.split, problem.kv_heads, multiprocessors, whole, to.split_items);
+}
+
+std::vector<KernelKey> kernel_keys(const WorkSizes& work, const Problem& problem, const Order& order,
                                    int page_size) {
   std::vector<KernelKey> keys;
-  const auto add = [&](KernelKind kind, const WorkList::Part& part) {
-    if (!part.row_blocks.empty()) keys.push_back(kernel_key(kind, problem, order, page_size, part.positions));
+  const auto add = [&](KernelKind kind, const WorkSizes::Part& part) {
+    if (part.blocks > 0) keys.push_back(kernel_key(kind, problem, order, page_size, part.positions));
   };
   if (problem.has_kv_scales()) add(KernelKind::widen, work.forward);
   add(KernelKind::forward, work.forward);
