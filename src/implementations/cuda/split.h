@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <new>
 
 #include "kernels/params.h"
 
@@ -57,7 +58,7 @@ int split(const SplitSizes& sizes, int kv_heads, int multiprocessors, Block&& bl
   int slots = 0, counters = 0;
   kernels::SplitItem* next = items + sizes.blocks;  // single chunks come after all first items
   for (int i = 0; i < sizes.blocks; ++i) {
-    kernels::SplitItem first = block(i);
+    kernels::SplitItem& first = *new (items + i) kernels::SplitItem(block(i));  // made in its place
     const int chunks = first.chunks;
     const std::int64_t halves = std::int64_t{2} * multiprocessors;
     if (left < halves * chunks && !is_share(chunks))
@@ -66,15 +67,14 @@ int split(const SplitSizes& sizes, int kv_heads, int multiprocessors, Block&& bl
     first.states = 1 + chunks - first.chunks;
     first.first_slot = slots;
     first.first_counter = counters;
-    items[i] = first;
     if (first.states == 1) continue;
     slots += first.states;
     counters += (first.states - 2) / kernels::merge_step + 1;
-    kernels::SplitItem one = first;
-    one.chunks = 1;
-    for (one.state = 1; one.state < one.states; ++one.state) {
-      one.first_chunk = first.chunks + one.state - 1;
-      *next++ = one;
+    for (int state = 1; state < first.states; ++state, ++next) {
+      *next = first;
+      next->first_chunk = first.chunks + state - 1;
+      next->chunks = 1;
+      next->state = state;
     }
   }
   return static_cast<int>(next - items);
