@@ -29,7 +29,7 @@ Result<double> compile(const CaseRequest& request) {
   CHORALE_ASSIGN_OR_RETURN(const Problem problem, make_problem(request));
   const Batch batch = make_batch(request);
   const cuda::Order order = order_of(problem, request.chunk);
-  const cuda::WorkList work = cuda::make_work_list(problem, batch, order, 1);
+  const cuda::WorkSizes work = cuda::measure_work(problem, batch, order);
   const cuda::KernelCache cache(cuda::KernelCache::default_folder());
   double seconds = 0;
   for (const cuda::KernelKey& key : cuda::kernel_keys(work, problem, order, batch.page_size)) {

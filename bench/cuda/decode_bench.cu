@@ -185,13 +185,18 @@ int split_for() {
 
 std::vector<SplitItem> split(Plan& plan, int multiprocessors) {
   std::vector<SplitItem> blocks;
-  for (const RowBlock& block : plan.blocks)
+  chorale::cuda::SplitSizes sizes;
+  for (const RowBlock& block : plan.blocks) {
     blocks.push_back(chorale::cuda::whole_item(plan.sequences[block.sequence], block.sequence, block.first,
                                                Config::positions, Config::chunk));
-  chorale::cuda::Split result = chorale::cuda::split(blocks, kv_heads, multiprocessors);
-  plan.slots = result.most_slots;
+    sizes.add(blocks.back().chunks);
+  }
+  std::vector<SplitItem> items(sizes.chunks);
+  items.resize(chorale::cuda::split(
+      sizes, kv_heads, multiprocessors, [&](int i) { return blocks[i]; }, items.data()));
+  plan.slots = sizes.most_slots;
   plan.arrival_counters = int(blocks.size()) + plan.slots / merge_step;
-  return result.items;
+  return items;
 }
 
 // Takes pages from the end of `free_pages`.

@@ -15,6 +15,10 @@ namespace chorale {
 namespace {
 
 Status check_tables(const Problem& problem, const Batch& batch) {
+  const Program* const programs[] = {&problem.mask.program(), &problem.score.program(),
+                                     &problem.score.derivative()};
+  if (std::ranges::all_of(programs, [](const Program* program) { return program->tables().empty(); }))
+    return Status::ok();
   const std::int64_t first_head = problem.first_query_head;
   for (int sequence = 0; sequence < batch.sequences(); ++sequence) {
     const std::int64_t queries = batch.q_len(sequence), keys = batch.kv_len(sequence);
@@ -23,8 +27,7 @@ Status check_tables(const Problem& problem, const Batch& batch) {
                   .h = {first_head, first_head + problem.query_heads - 1},
                   .q = {keys - queries, keys - 1},
                   .k = {0, keys - 1}};
-    for (const Program* program :
-         {&problem.mask.program(), &problem.score.program(), &problem.score.derivative()}) {
+    for (const Program* program : programs) {
       if (program->tables().empty()) continue;
       CHORALE_RETURN_IF_ERROR(
           check_table_accesses(*program, box).with_context(fmt::format("sequence {}", sequence)));

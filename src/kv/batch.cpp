@@ -83,8 +83,10 @@ Status validate_paged(const Batch& batch) {
     return Status::invalid_argument(
         fmt::format("block_table has {} entries: must be {} sequences of block_table_stride = {} pages",
                     entries, rows, stride));
+  const std::int64_t most = stride * batch.page_size;
   for (std::size_t i = 0; i < sequences; ++i)
-    CHORALE_RETURN_IF_ERROR(check_room(i, batch.kv_lens[i], stride, batch.page_size));
+    if (const std::int64_t length = batch.kv_lens[i]; length < 0 || length > most)
+      return check_room(i, length, stride, batch.page_size);
   return Status::ok();
 }
 

@@ -1,7 +1,7 @@
 #include "implementations/cuda/block_order.h"
 
-#include <algorithm>
-#include <array>
+#include <functional>
+#include <vector>
 
 namespace chorale::cuda {
 namespace {
@@ -15,31 +15,18 @@ std::int32_t longest(std::span<const CostedBlock> blocks) {
   return most;
 }
 
-void append_longest_first(std::span<const CostedBlock> blocks, std::vector<kernels::RowBlock>& to) {
-  constexpr int steps = 256;
-  const std::int32_t most = longest(blocks);
-  const float scale = static_cast<float>(steps - 1) / static_cast<float>(most);
-  const auto step = [&](const CostedBlock& block) {
-    return std::min<std::size_t>(static_cast<std::size_t>(static_cast<float>(most - block.cost) * scale),
-                                 steps - 1);
-  };
-  std::array<std::size_t, steps + 1> first{to.size()};
-  for (const CostedBlock& block : blocks) ++first[step(block) + 1];
-  for (std::size_t i = 1; i <= steps; ++i) first[i] += first[i - 1];
-  to.resize(to.size() + blocks.size());
-  for (const CostedBlock& block : blocks) to[first[step(block)]++] = block.block;
+kernels::RowBlock* write_longest_first(std::span<const CostedBlock> blocks, kernels::RowBlock* to) {
+  LongestFirst order(longest(blocks));
+  for (const CostedBlock& block : blocks) order.count(block.cost);
+  order.end_count();
+  for (const CostedBlock& block : blocks) to[order.place(block.cost)] = block.block;
+  return to + blocks.size();
 }
 
 }  // namespace
 
-std::vector<kernels::RowBlock> longest_first(std::span<const CostedBlock> blocks) {
-  std::vector<kernels::RowBlock> order;
-  append_longest_first(blocks, order);
-  return order;
-}
-
-std::vector<kernels::RowBlock> longest_first_by_sequences(std::span<const CostedBlock> blocks,
-                                                          const Batch& batch, std::int64_t row_bytes) {
+void write_in_order(std::span<const CostedBlock> blocks, const Batch& batch, std::int64_t row_bytes,
+                    kernels::RowBlock* to) {
   struct SequenceBlocks {
     std::span<const CostedBlock> blocks;
     std::int32_t keys;
@@ -52,24 +39,23 @@ std::vector<kernels::RowBlock> longest_first_by_sequences(std::span<const Costed
     sequences.push_back({blocks.subspan(at, end - at), batch.kv_len(sequence)});
     keys += sequences.back().keys;
   }
-  if (keys * row_bytes <= cache_bytes) return longest_first(blocks);
-
+  if (keys * row_bytes <= cache_bytes) {
+    write_longest_first(blocks, to);
+    return;
+  }
   std::ranges::stable_sort(sequences, std::greater(), &SequenceBlocks::keys);
-  std::vector<kernels::RowBlock> order;
-  order.reserve(blocks.size());
   std::vector<CostedBlock> together;
   std::int64_t bytes = 0;
   for (const SequenceBlocks& sequence : sequences) {
     bytes += sequence.keys * row_bytes;
     if (bytes > cache_bytes && !together.empty()) {
-      append_longest_first(together, order);
+      to = write_longest_first(together, to);
       together.clear();
       bytes = sequence.keys * row_bytes;
     }
     together.insert(together.end(), sequence.blocks.begin(), sequence.blocks.end());
   }
-  append_longest_first(together, order);
-  return order;
+  write_longest_first(together, to);
 }
 
 int heads_together(std::span<const CostedBlock> blocks, int kv_heads, int multiprocessors) {

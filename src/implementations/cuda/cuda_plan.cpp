@@ -4,13 +4,11 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <utility>
 
-#include "implementations/cuda/order.h"
+#include "implementations/cuda/page_table.h"
+#include "implementations/cuda/plan_tables.h"
 #include "implementations/validate.h"
-#include "mask/emit_cuda.h"
-#include "mask/table.h"
 
 namespace chorale::cuda {
 namespace {
@@ -30,58 +28,7 @@ class Cursor {
   std::size_t at_ = 0;
 };
 
-std::vector<const Table*> tables_of(const Problem& problem) {
-  std::vector<const Table*> tables;
-  for (const Program* program : {&problem.mask.program(), &problem.score.program()})
-    for (const Table& table : program->tables()) tables.push_back(&table);
-  return tables;
-}
-
-std::size_t aligned(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
-std::size_t value_bytes(const Table& table) {
-  return aligned(4 * static_cast<std::size_t>(std::max<std::int64_t>(1, table.rows() * table.columns())));
-}
-// Of its values and its tree.
-std::size_t table_room(const Table& table) {
-  return value_bytes(table) + (table.is_float() ? 0 : 2 * value_bytes(table) + 64);
-}
-
-template <class T>
-void put(std::byte* host, std::size_t offset, const std::vector<T>& values) {
-  if (!values.empty()) std::memcpy(host + offset, values.data(), values.size() * sizeof(T));
-}
-
-// Values of all tables and their trees.
-void put_tables(std::byte* host, std::size_t values, const Problem& problem) {
-  for (const Table* table : tables_of(problem)) {
-    const Table::Data& data = table->data();
-    const std::vector<std::int32_t> tree = table_tree(*table);
-    const std::size_t size = value_bytes(*table);
-    // A table of no values is never read where it counts: one value stands there for positions out of bounds.
-    std::memset(host + values, 0, size);
-    if (data.is_float)
-      put(host, values, data.floats);
-    else
-      put(host, values, data.integers);
-    put(host, values + size, tree);
-    values += table_room(*table);
-  }
-}
-
-// The views of them, with addresses on the device.
-void put_table_views(std::byte* host, std::size_t views, DevicePointer values, const Problem& problem) {
-  for (const Table* table : tables_of(problem)) {
-    const kernels::TableView view{reinterpret_cast<const void*>(values),
-                                  reinterpret_cast<const void*>(values + value_bytes(*table)),
-                                  std::max(1, static_cast<int>(device_rows(*table))),
-                                  std::max(1, static_cast<int>(device_columns(*table)))};
-    std::memcpy(host + views, &view, sizeof view);
-    views += sizeof view;
-    values += table_room(*table);
-  }
-}
-
-// All but the block table, of which a plan keeps what it uses (PageTable).
+// All but the block table, of which the image keeps what is used.
 Batch without_table(const Batch& batch) {
   Batch rest;
   rest.cu_seqlens_q = batch.cu_seqlens_q;
@@ -95,16 +42,16 @@ Batch without_table(const Batch& batch) {
 
 }  // namespace
 
-CudaPlan::Sizes CudaPlan::sizes_of(const Problem& problem, const Batch& batch, const WorkList& work) {
+CudaPlan::Sizes CudaPlan::sizes_of(const Problem& problem, const Batch& batch, const WorkSizes& work) {
   Sizes sizes{};
   sizes.sequences = static_cast<std::size_t>(batch.sequences());
-  sizes.forward_blocks = work.forward.row_blocks.size();
-  sizes.decode_blocks = work.decode.row_blocks.size();
-  sizes.split_items = static_cast<std::size_t>(work.decode.split.chunks);
-  sizes.slots = static_cast<std::size_t>(work.decode.split.most_slots);
-  sizes.key_tiles = work.key_tiles.size();
+  sizes.forward_blocks = static_cast<std::size_t>(work.forward.blocks);
+  sizes.decode_blocks = static_cast<std::size_t>(work.decode.blocks);
+  sizes.split_items = static_cast<std::size_t>(work.split.chunks);
+  sizes.slots = static_cast<std::size_t>(work.split.most_slots);
+  sizes.key_tiles = static_cast<std::size_t>(work.key_tiles);
   sizes.block_table = batch.block_table.size();
-  for (const Table* table : tables_of(problem)) sizes.table_bytes += table_room(*table);
+  sizes.table_bytes = room_for_tables(problem);
   return sizes;
 }
 
@@ -126,11 +73,12 @@ Status CudaPlan::check_room(const Sizes& wanted, const Sizes& room) {
 }
 
 // Of a KV head (kernels/params.h).
-std::size_t CudaPlan::arrival_counters(const Sizes& sizes) {
-  return sizes.decode_blocks + sizes.slots / kernels::merge_step;
+std::size_t CudaPlan::arrival_counters() const {
+  return room_.decode_blocks + room_.slots / kernels::merge_step;
 }
 
-CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
+CudaPlan::Layout CudaPlan::lay_out() const {
+  const Sizes& sizes = room_;
   const auto heads = static_cast<std::size_t>(problem().kv_heads);
   Layout layout{};
   Cursor cursor;
@@ -139,7 +87,7 @@ CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
     part.next_item = cursor.take<int>(2);
     part.row_blocks = cursor.take<kernels::RowBlock>(blocks);
     part.split_items = cursor.take<kernels::SplitItem>(items);
-    part.arrivals = cursor.take<int>(items == 0 ? 0 : heads * arrival_counters(sizes));
+    part.arrivals = cursor.take<int>(items == 0 ? 0 : heads * arrival_counters());
   };
   take_part(layout.forward, sizes.forward_blocks, 0);
   take_part(layout.decode, sizes.decode_blocks, sizes.split_items);
@@ -165,7 +113,7 @@ CudaPlan::Layout CudaPlan::lay_out(const Sizes& sizes) const {
 }
 
 Result<CudaPlan::Kernels> CudaPlan::find_kernels(const Problem& problem, const Batch& batch,
-                                                 const WorkList& work) const {
+                                                 const WorkSizes& work) const {
   Kernels kernels;
   for (const KernelKey& key : kernel_keys(work, problem, order_, batch.page_size)) {
     const Kernel*& found = key.kind == KernelKind::widen     ? kernels.widen
@@ -182,7 +130,7 @@ Result<std::shared_ptr<CudaPlan>> CudaPlan::create(std::string_view implementati
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem, batch));
   std::shared_ptr<CudaPlan> plan(
       new CudaPlan(implementation, gpu, std::move(bound), without_table(batch), order));
-  const WorkList work = make_work_list(plan->problem(), batch, order, gpu.multiprocessors());
+  const WorkSizes work = measure_work(plan->problem(), batch, order);
   CHORALE_ASSIGN_OR_RETURN(plan->kernels_, plan->find_kernels(plan->problem(), batch, work));
   Sizes room = sizes_of(plan->problem(), batch, work);
   for (std::size_t* size : {&room.sequences, &room.forward_blocks, &room.decode_blocks, &room.split_items,
@@ -191,9 +139,9 @@ Result<std::shared_ptr<CudaPlan>> CudaPlan::create(std::string_view implementati
   plan->room_ = room;
   plan->decode_positions_ = work.decode.positions;
   plan->choose_widened_heads();
-  plan->layout_ = plan->lay_out(room);
+  plan->layout_ = plan->lay_out();
   CHORALE_ASSIGN_OR_RETURN(plan->image_, PlanMemoryPool::of(gpu).take_pinned(plan->layout_.image_bytes));
-  plan->write(work, PageTable(batch));
+  plan->write_image(batch, work);
   return plan;
 }
 
@@ -207,7 +155,7 @@ CudaPlan::~CudaPlan() {
 
 Status CudaPlan::update(const Batch& batch, void* stream) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem(), batch));
-  const WorkList work = make_work_list(bound, batch, order_, gpu_.multiprocessors(), decode_positions_);
+  const WorkSizes work = measure_work(bound, batch, order_, decode_positions_);
   CHORALE_RETURN_IF_ERROR(check_room(sizes_of(bound, batch, work), room_));
   // A kernel without work ends at once.
   CHORALE_ASSIGN_OR_RETURN(const Kernels kernels, find_kernels(bound, batch, work));
@@ -223,7 +171,7 @@ Status CudaPlan::update(const Batch& batch, void* stream) {
   const std::lock_guard lock(mutex_);
   pool.give_back(std::exchange(image_, std::move(image)));  // it may still be copied from
   replace(std::move(bound), without_table(batch));
-  write(work, PageTable(batch));
+  write_image(batch, work);
   ++version_;
   const Gpu::Scope scope(gpu_);
   for (Copy& copy : copies_)  // a stream's is brought up to date by its next forward
@@ -246,43 +194,34 @@ void CudaPlan::choose_widened_heads() {
   widened_heads_ = (p.kv_heads + times - 1) / times;
 }
 
-void CudaPlan::write_part(const PartLayout& layout, const WorkList::Part& part, std::size_t key_tiles) const {
-  std::byte* host = image_->data();
-  const kernels::PlanCounts counts{
-      static_cast<int>(part.row_blocks.size()), static_cast<int>(part.split.items.size()),
-      static_cast<int>(batch().block_table_stride), static_cast<int>(key_tiles), part.heads_together};
-  std::memcpy(host + layout.counts, &counts, sizeof counts);
-  std::memset(host + layout.next_item, 0, 2 * sizeof(int));
-  std::memset(host + layout.arrivals, 0,
-              part.split.items.empty()
-                  ? 0
-                  : arrival_counters(room_) * static_cast<std::size_t>(problem().kv_heads) * sizeof(int));
-  put(host, layout.row_blocks, part.row_blocks);
-  put(host, layout.split_items, part.split.items);
+// All of the image but the views of tables (send()). `batch`: with its block table.
+void CudaPlan::write_image(const Batch& batch, const WorkSizes& work) {
+  const Layout& at = layout_;
+  const WorkCounts counts = write_work(
+      problem(), batch, order_, gpu_.multiprocessors(), work,
+      {image_at<kernels::RowBlock>(at.forward.row_blocks), image_at<kernels::RowBlock>(at.decode.row_blocks),
+       image_at<kernels::SplitItem>(at.decode.split_items), image_at<kernels::KeyTile>(at.key_tiles)});
+  const int stride = static_cast<int>(batch.block_table_stride);
+  *image_at<kernels::PlanCounts>(at.forward.counts) = {work.forward.blocks, 0, stride, work.key_tiles,
+                                                       counts.heads_together};
+  *image_at<kernels::PlanCounts>(at.decode.counts) = {work.decode.blocks, counts.split_items, stride, 0, 1};
+  for (const PartLayout* part : {&at.forward, &at.decode}) std::fill_n(image_at<int>(part->next_item), 2, 0);
+  std::fill_n(image_at<int>(at.decode.arrivals),
+              arrival_counters() * static_cast<std::size_t>(problem().kv_heads), 0);
+  auto* sequences = image_at<kernels::Sequence>(at.sequences);
+  for (int s = 0; s < batch.sequences(); ++s) sequences[s] = device_sequence(batch, s);
+  if (kernels_.widen != nullptr) point_at_widened(work);
+  largest_page_ = copy_pages(batch, image_at<std::int32_t>(at.block_table));
+  write_tables(problem(), image_at<std::byte>(at.table_values));
 }
 
-// All of the image but the views of tables (send()).
-void CudaPlan::write(const WorkList& work, const PageTable& pages) {
-  std::byte* host = image_->data();
-  write_part(layout_.forward, work.forward, work.key_tiles.size());
-  write_part(layout_.decode, work.decode, work.key_tiles.size());
-  const Batch& b = batch();
-  auto* sequences = reinterpret_cast<kernels::Sequence*>(host + layout_.sequences);
-  for (int s = 0; s < b.sequences(); ++s) sequences[s] = device_sequence(b, s);
-  if (kernels_.widen != nullptr) write_widened(work.key_tiles);
-  pages.write(host + layout_.block_table, b);
-  largest_page_ = pages.largest();
-  put_tables(host, layout_.table_values, problem());
-}
-
-// Where keys come from, and where the forward kernel finds them.
-void CudaPlan::write_widened(const std::vector<kernels::KeyTile>& tiles) const {
-  std::byte* host = image_->data();
-  put(host, layout_.key_tiles, tiles);
-  auto* sequences = reinterpret_cast<kernels::Sequence*>(host + layout_.forward.sequences);
-  for (int s = 0; s < batch().sequences(); ++s) sequences[s] = device_sequence(batch(), s);
-  for (std::size_t i = 0; i < tiles.size(); ++i)
-    if (tiles[i].number == 0) sequences[tiles[i].sequence].kv_first = static_cast<int>(i) * order_.tile;
+// Where the forward kernel finds keys that were widened.
+void CudaPlan::point_at_widened(const WorkSizes& work) const {
+  auto* sequences = image_at<kernels::Sequence>(layout_.forward.sequences);
+  std::copy_n(image_at<kernels::Sequence>(layout_.sequences), batch().sequences(), sequences);
+  const auto* tiles = image_at<kernels::KeyTile>(layout_.key_tiles);
+  for (int i = 0; i < work.key_tiles; ++i)
+    if (tiles[i].number == 0) sequences[tiles[i].sequence].kv_first = i * order_.tile;
 }
 
 Status CudaPlan::upload(void* stream) const {
@@ -321,9 +260,9 @@ Result<std::unique_ptr<DeviceMemory>> CudaPlan::take_memory(const Lane& lane) co
 // Only views of tables differ from copy to copy: to change them waits, on the host, for the copy before.
 Status CudaPlan::send(Copy& copy, Stream stream) const {
   const DevicePointer to = copy.memory->address();
-  if (!tables_of(problem()).empty()) {
+  if (has_tables(problem())) {
     CHORALE_RETURN_IF_ERROR(image_->wait());
-    put_table_views(image_->data(), layout_.tables, to + layout_.table_values, problem());
+    write_table_views(problem(), to + layout_.table_values, image_at<kernels::TableView>(layout_.tables));
   }
   CHORALE_RETURN_IF_ERROR(image_->copy(to, layout_.image_bytes, stream));
   copy.version = version_;

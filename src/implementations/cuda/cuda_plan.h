@@ -19,7 +19,6 @@
 
 #include "chorale/implementation.h"
 #include "implementations/cuda/gpu.h"
-#include "implementations/cuda/page_table.h"
 #include "implementations/cuda/plan_memory.h"
 #include "implementations/cuda/work_list.h"
 
@@ -86,14 +85,17 @@ class CudaPlan final : public Plan {
   CudaPlan(std::string_view implementation, Gpu& gpu, Problem bound, Batch batch, const Order& order)
       : Plan(implementation, std::move(bound), std::move(batch)), gpu_(gpu), order_(order) {}
 
-  static Sizes sizes_of(const Problem& problem, const Batch& batch, const WorkList& work);
-  static std::size_t arrival_counters(const Sizes& sizes);
+  static Sizes sizes_of(const Problem& problem, const Batch& batch, const WorkSizes& work);
   static Status check_room(const Sizes& wanted, const Sizes& room);
-  Result<Kernels> find_kernels(const Problem& problem, const Batch& batch, const WorkList& work) const;
-  Layout lay_out(const Sizes& sizes) const;
-  void write(const WorkList& work, const PageTable& pages);
-  void write_part(const PartLayout& layout, const WorkList::Part& part, std::size_t key_tiles) const;
-  void write_widened(const std::vector<kernels::KeyTile>& tiles) const;
+  Result<Kernels> find_kernels(const Problem& problem, const Batch& batch, const WorkSizes& work) const;
+  std::size_t arrival_counters() const;
+  Layout lay_out() const;
+  void write_image(const Batch& batch, const WorkSizes& work);
+  void point_at_widened(const WorkSizes& work) const;
+  template <class T>
+  T* image_at(std::size_t offset) const {
+    return reinterpret_cast<T*>(image_->data() + offset);
+  }
   Result<Lane> lane_of(Stream stream) const;
   Result<std::unique_ptr<DeviceMemory>> take_memory(const Lane& lane) const;
   Status send(Copy& copy, Stream stream) const;
@@ -112,7 +114,7 @@ class CudaPlan final : public Plan {
   Sizes room_{};
   Layout layout_{};
   int decode_positions_ = 1;       // of a decode's row block
-  int widened_heads_ = 1;         // KV heads of a launch over widened keys
+  int widened_heads_ = 1;          // KV heads of a launch over widened keys
   std::int64_t largest_page_ = 0;  // -1: none
 
   mutable std::mutex mutex_;  // guards what follows, and keeps one forward's launches together

@@ -1,7 +1,7 @@
 #include "implementations/cuda/page_table.h"
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -10,9 +10,15 @@
 namespace chorale::cuda {
 namespace {
 
-// Copies pages and gives the largest. Most of a plan's time where pages are small, so that it is one pass.
-std::uint32_t copy_plainly(const std::int32_t* from, std::int64_t count, std::int32_t* to,
-                           std::uint32_t largest) {
+// That a sequence uses. Page sizes are powers of two.
+std::int64_t pages_of(const Batch& batch, int sequence) {
+  const auto size = static_cast<unsigned>(batch.page_size);
+  return (std::int64_t{batch.kv_len(sequence)} + size - 1) >> std::countr_zero(size);
+}
+
+// Copying and looking for the largest are one pass: most of a plan's time where pages are small.
+std::uint32_t copy_row_plainly(const std::int32_t* from, std::int64_t count, std::int32_t* to) {
+  std::uint32_t largest = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     to[i] = from[i];
     largest = std::max(largest, static_cast<std::uint32_t>(from[i]));
@@ -20,52 +26,57 @@ std::uint32_t copy_plainly(const std::int32_t* from, std::int64_t count, std::in
   return largest;
 }
 
+std::uint32_t copy_plainly(const Batch& batch, std::int32_t* to) {
+  std::uint32_t largest = 0;
+  const std::int32_t* from = batch.block_table.data();
+  for (int s = 0; s < batch.sequences();
+       ++s, from += batch.block_table_stride, to += batch.block_table_stride)
+    largest = std::max(largest, copy_row_plainly(from, pages_of(batch, s), to));
+  return largest;
+}
+
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) std::uint32_t copy_by_eights(const std::int32_t* from, std::int64_t count,
-                                                             std::int32_t* to) {
+__attribute__((target("avx2"))) inline __m256i copy_eight(const std::int32_t* from, std::int32_t* to,
+                                                          __m256i most) {
+  const __m256i pages = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), pages);
+  return _mm256_max_epu32(most, pages);
+}
+
+// A row's last eight may overlap those before.
+__attribute__((target("avx2"))) std::uint32_t copy_by_eights(const Batch& batch, std::int32_t* to) {
   __m256i most = _mm256_setzero_si256();
-  std::int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m256i pages = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), pages);
-    most = _mm256_max_epu32(most, pages);
+  std::uint32_t largest = 0;
+  const std::int32_t* from = batch.block_table.data();
+  for (int s = 0; s < batch.sequences();
+       ++s, from += batch.block_table_stride, to += batch.block_table_stride) {
+    const std::int64_t count = pages_of(batch, s);
+    if (count < 8) {
+      largest = std::max(largest, copy_row_plainly(from, count, to));
+      continue;
+    }
+    for (std::int64_t i = 0; i < count - 8; i += 8) most = copy_eight(from + i, to + i, most);
+    most = copy_eight(from + count - 8, to + count - 8, most);
   }
   alignas(32) std::uint32_t lanes[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), most);
-  return copy_plainly(from + i, count - i, to + i, *std::max_element(lanes, lanes + 8));
+  return std::max(largest, *std::max_element(lanes, lanes + 8));
 }
 #endif
 
-std::uint32_t copy(const std::int32_t* from, std::int64_t count, std::int32_t* to) {
+std::uint32_t copy(const Batch& batch, std::int32_t* to) {
 #if defined(__x86_64__)
   static const bool by_eights = __builtin_cpu_supports("avx2");
-  if (by_eights) return copy_by_eights(from, count, to);
+  if (by_eights) return copy_by_eights(batch, to);
 #endif
-  return copy_plainly(from, count, to, 0);
-}
-
-std::int64_t pages_of(const Batch& batch, int sequence) {
-  return (std::int64_t{batch.kv_len(sequence)} + batch.page_size - 1) / batch.page_size;
+  return copy_plainly(batch, to);
 }
 
 }  // namespace
 
-PageTable::PageTable(const Batch& batch)
-    : pages_(std::make_unique_for_overwrite<std::int32_t[]>(batch.block_table.size())) {
-  for (int s = 0; batch.is_paged() && s < batch.sequences(); ++s)
-    if (const std::int64_t used = pages_of(batch, s); used > 0) {
-      const std::int64_t row = s * batch.block_table_stride;
-      largest_ =
-          std::max<std::int64_t>(largest_, copy(batch.block_table.data() + row, used, pages_.get() + row));
-    }
-}
-
-void PageTable::write(std::byte* to, const Batch& batch) const {
-  for (int s = 0; batch.is_paged() && s < batch.sequences(); ++s) {
-    const auto row = static_cast<std::size_t>(s * batch.block_table_stride);
-    std::memcpy(to + row * sizeof(std::int32_t), pages_.get() + row,
-                static_cast<std::size_t>(pages_of(batch, s)) * sizeof(std::int32_t));
-  }
+std::int64_t copy_pages(const Batch& batch, std::int32_t* to) {
+  const bool uses_some = batch.is_paged() && std::ranges::any_of(batch.kv_lens, [](int n) { return n > 0; });
+  return uses_some ? std::int64_t{copy(batch, to)} : -1;
 }
 
 }  // namespace chorale::cuda

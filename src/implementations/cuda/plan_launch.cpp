@@ -175,7 +175,7 @@ Status CudaPlan::launch(const Kernel& kernel, DevicePointer memory, const PartLa
   point_at(memory + layout.partial_sum, params.partial_sum);
   point_at(memory + layout.arrivals, params.arrivals);
   params.slots = static_cast<int>(room_.slots);
-  params.arrival_counters = static_cast<int>(arrival_counters(room_));
+  params.arrival_counters = static_cast<int>(arrival_counters());
   params.item_room = static_cast<int>(room_.split_items);
 
   const Problem& p = problem();

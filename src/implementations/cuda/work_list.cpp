@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <optional>
 
 #include "implementations/cuda/block_order.h"
-#include "implementations/cuda/order.h"
 #include "mask/program.h"
 
 namespace chorale::cuda {
@@ -23,74 +21,98 @@ bool is_causal(const Problem& problem) {
   return !sees_ahead(0) && !sees_ahead(4096);
 }
 
-Split split_blocks(const Problem& problem, const Batch& batch, int chunk, int multiprocessors,
-                   const WorkList::Part& decode) {
-  std::vector<kernels::SplitItem> blocks;
-  blocks.reserve(decode.row_blocks.size());
-  for (const kernels::RowBlock& block : decode.row_blocks)
-    blocks.push_back(whole_item(device_sequence(batch, block.sequence), block.sequence, block.first,
-                                decode.positions, chunk));
-  return split(blocks, problem.kv_heads, multiprocessors);
+// At most so many query positions of a sequence are a decode's, whose row block has them all. 0: heads alone
+// are too many rows.
+int most_decode_positions(const Problem& problem) { return decode_rows / problem.group_size(); }
+
+// Of the forward's sequences, one after another.
+std::vector<CostedBlock> forward_blocks(const Problem& problem, const Batch& batch, const WorkSizes& work) {
+  std::vector<CostedBlock> blocks;
+  if (work.forward.blocks == 0) return blocks;
+  blocks.reserve(static_cast<std::size_t>(work.forward.blocks));
+  const bool causal = is_causal(problem);
+  for (int s = 0; s < batch.sequences(); ++s) {
+    const int queries = batch.q_len(s), keys = batch.kv_len(s);
+    if (queries <= most_decode_positions(problem)) continue;
+    for (int first = 0; first < queries; first += work.forward.positions) {
+      const int end = std::min(first + work.forward.positions, queries);
+      blocks.push_back({{s, first}, causal ? std::clamp(keys - queries + end, 0, keys) : keys});
+    }
+  }
+  return blocks;
+}
+
+// A sequence that decodes is one row block, longest first.
+void write_decode_blocks(const Problem& problem, const Batch& batch, const WorkSizes& work,
+                         kernels::RowBlock* to) {
+  const int most_positions = most_decode_positions(problem);
+  const auto for_each_sequence = [&](auto&& f) {
+    for (int s = 0; s < batch.sequences(); ++s)
+      if (const int queries = batch.q_len(s); queries > 0 && queries <= most_positions) f(s, batch.kv_len(s));
+  };
+  LongestFirst order(work.decode.most_keys);
+  for_each_sequence([&](int, int keys) { order.count(keys); });
+  order.end_count();
+  for_each_sequence([&](int s, int keys) { to[order.place(keys)] = {s, 0}; });
+}
+
+void write_key_tiles(const Problem& problem, const Batch& batch, const Order& order, kernels::KeyTile* to) {
+  for (int s = 0; s < batch.sequences(); ++s)
+    if (batch.q_len(s) > most_decode_positions(problem))
+      for (int number = 0; number * order.tile < batch.kv_len(s); ++number) *to++ = {s, number};
 }
 
 }  // namespace
 
-kernels::Sequence device_sequence(const Batch& batch, int sequence) {
-  const auto s = static_cast<std::size_t>(sequence);
-  return {batch.cu_seqlens_q[s], batch.q_len(sequence), batch.is_paged() ? 0 : batch.cu_seqlens_k[s],
-          batch.kv_len(sequence)};
-}
-
-WorkList make_work_list(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
-                        int least_decode_positions) {
-  const int group = problem.group_size();
-  const int decode_positions = decode_rows / group;  // at most; 0: heads alone are too many rows
-  const auto is_decode = [&](int queries) { return queries <= decode_positions; };
-  WorkList work;
+WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& order,
+                       int least_decode_positions) {
+  const int group = problem.group_size(), most_decode = most_decode_positions(problem);
+  WorkSizes work;
   work.forward.positions = std::max(1, block_rows / group);
   work.decode.positions = least_decode_positions;
-  for (int s = 0; s < batch.sequences(); ++s)
-    if (const int queries = batch.q_len(s); queries > 0 && is_decode(queries))
-      work.decode.positions = std::max(work.decode.positions, queries);
+  for (int s = 0; s < batch.sequences(); ++s) {
+    const int queries = batch.q_len(s), keys = batch.kv_len(s);
+    if (queries == 0) continue;
+    const bool is_decode = queries <= most_decode;
+    WorkSizes::Part& part = is_decode ? work.decode : work.forward;
+    part.most_keys = std::max(part.most_keys, keys);
+    if (is_decode) {
+      part.positions = std::max(part.positions, queries);
+      ++part.blocks;
+      work.split.add(chunks_of(keys, order.chunk));
+    } else {
+      part.blocks += (queries - 1) / part.positions + 1;
+      if (problem.has_kv_scales()) work.key_tiles += (keys + order.tile - 1) / order.tile;
+    }
+  }
   // A power of two, so that few kernels serve all lengths.
   work.decode.positions =
       std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(work.decode.positions))),
-               std::max(1, decode_positions));
-
-  std::optional<bool> causal;  // asked where a sequence has several blocks
-  const auto cost_of = [&](int queries, int keys, int end) {
-    if (end == queries) return keys;
-    if (!causal) causal = is_causal(problem);
-    return *causal ? std::clamp(keys - queries + end, 0, keys) : keys;
-  };
-  std::vector<CostedBlock> forward, decode;
-  forward.reserve(static_cast<std::size_t>(batch.sequences()));
-  decode.reserve(static_cast<std::size_t>(batch.sequences()));
-  for (int s = 0; s < batch.sequences(); ++s) {
-    const int queries = batch.q_len(s), keys = batch.kv_len(s);
-    const bool few = is_decode(queries);
-    const WorkList::Part& part = few ? work.decode : work.forward;
-    for (int first = 0; first < queries; first += part.positions) {
-      const int end = std::min(first + part.positions, queries);
-      (few ? decode : forward).push_back({{s, first}, cost_of(queries, keys, end)});
-    }
-    if (problem.has_kv_scales() && !few)
-      for (int tile = 0; tile * order.tile < keys; ++tile) work.key_tiles.push_back({s, tile});
-  }
-  const auto row_bytes =
-      static_cast<std::int64_t>((problem.head_dim + problem.value_dim()) * size_of(problem.dtype));
-  work.forward.row_blocks = longest_first_by_sequences(forward, batch, row_bytes);
-  work.forward.heads_together = heads_together(forward, problem.kv_heads, multiprocessors);
-  work.decode.row_blocks = longest_first(decode);
-  work.decode.split = split_blocks(problem, batch, order.chunk, multiprocessors, work.decode);
+               std::max(1, most_decode));
   return work;
 }
 
-std::vector<KernelKey> kernel_keys(const WorkList& work, const Problem& problem, const Order& order,
+WorkCounts write_work(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
+                      const WorkSizes& work, const WorkList& to) {
+  const std::vector<CostedBlock> forward = forward_blocks(problem, batch, work);
+  const auto row_bytes =
+      static_cast<std::int64_t>((problem.head_dim + problem.value_dim()) * size_of(problem.dtype));
+  write_in_order(forward, batch, row_bytes, to.forward);
+  if (problem.has_kv_scales()) write_key_tiles(problem, batch, order, to.key_tiles);
+  write_decode_blocks(problem, batch, work, to.decode);
+  const auto whole = [&](int i) {
+    const int s = to.decode[i].sequence;
+    return whole_item(device_sequence(batch, s), s, 0, work.decode.positions, order.chunk);
+  };
+  return {split(work.split, problem.kv_heads, multiprocessors, whole, to.split_items),
+          heads_together(forward, problem.kv_heads, multiprocessors)};
+}
+
+std::vector<KernelKey> kernel_keys(const WorkSizes& work, const Problem& problem, const Order& order,
                                    int page_size) {
   std::vector<KernelKey> keys;
-  const auto add = [&](KernelKind kind, const WorkList::Part& part) {
-    if (!part.row_blocks.empty()) keys.push_back(kernel_key(kind, problem, order, page_size, part.positions));
+  const auto add = [&](KernelKind kind, const WorkSizes::Part& part) {
+    if (part.blocks > 0) keys.push_back(kernel_key(kind, problem, order, page_size, part.positions));
   };
   if (problem.has_kv_scales()) add(KernelKind::widen, work.forward);
   add(KernelKind::forward, work.forward);

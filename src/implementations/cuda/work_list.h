@@ -1,4 +1,7 @@
-// WorkList: a batch cut into work for a GPU.
+// A batch cut into work for a GPU: first how much there is, then, where room was made for it, what.
+//
+// Sequences of few query rows are split over their keys and go to the decode kernel; the others to the
+// forward kernel, whose 8-bit keys are widened before. Both give the same bits.
 #pragma once
 
 #include <vector>
@@ -12,29 +15,46 @@
 
 namespace chorale::cuda {
 
-// Sequences of few query rows are split over their keys and go to the decode kernel; the others to the
-// forward kernel, whose 8-bit keys are widened before. Both give the same bits.
-struct WorkList {
+struct WorkSizes {
   struct Part {
-    std::vector<kernels::RowBlock> row_blocks;  // in the order in which they are taken
-    Split split;                                // decode only
-    int positions = 1;                          // of a row block
-    int heads_together = 1;                     // forward only: block_order.h
+    int blocks = 0;
+    int positions = 1;  // of a row block
+    int most_keys = 0;
   };
   Part forward, decode;
-  std::vector<kernels::KeyTile> key_tiles;  // to widen: all of one sequence, then all of another
+  SplitSizes split;   // of the decode's row blocks
+  int key_tiles = 0;  // to widen
 };
 
-// What kernels know of a sequence.
-kernels::Sequence device_sequence(const Batch& batch, int sequence);
-
-// For so many multiprocessors, which decides who does what only. A decode's row blocks have at least so many
-// positions.
-WorkList make_work_list(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
-                        int least_decode_positions = 1);
+// A decode's row blocks have at least so many positions.
+WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& order,
+                       int least_decode_positions = 1);
 
 // The kernels that do it.
-std::vector<KernelKey> kernel_keys(const WorkList& work, const Problem& problem, const Order& order,
+std::vector<KernelKey> kernel_keys(const WorkSizes& work, const Problem& problem, const Order& order,
                                    int page_size);
+
+// Where the work is written, with room for what was measured.
+struct WorkList {
+  kernels::RowBlock *forward, *decode;  // in the order in which they are taken (block_order.h)
+  kernels::SplitItem* split_items;      // room for WorkSizes::split.chunks
+  kernels::KeyTile* key_tiles;          // all of one sequence, then all of another
+};
+
+struct WorkCounts {
+  int split_items;
+  int heads_together;  // of the forward (block_order.h)
+};
+
+// For so many multiprocessors, which decides who does what only.
+WorkCounts write_work(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
+                      const WorkSizes& work, const WorkList& to);
+
+// What kernels know of a sequence.
+inline kernels::Sequence device_sequence(const Batch& batch, int sequence) {
+  const auto s = static_cast<std::size_t>(sequence);
+  return {batch.cu_seqlens_q[s], batch.q_len(sequence), batch.is_paged() ? 0 : batch.cu_seqlens_k[s],
+          batch.kv_len(sequence)};
+}
 
 }  // namespace chorale::cuda

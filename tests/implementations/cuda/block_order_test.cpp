@@ -28,17 +28,23 @@ std::vector<CostedBlock> causal_blocks(const std::vector<std::int32_t>& lengths)
   return blocks;
 }
 
+std::vector<kernels::RowBlock> in_order(const std::vector<CostedBlock>& blocks,
+                                        const std::vector<std::int32_t>& lengths) {
+  std::vector<kernels::RowBlock> order(blocks.size());
+  write_in_order(blocks, causal_batch(lengths), row_bytes, order.data());
+  return order;
+}
+
 TEST(BlockOrder, LongestFirstAndEqualOnesInTheirOrder) {
   const std::vector<CostedBlock> blocks = {
       {{0, 0}, 100}, {{1, 0}, 5000}, {{1, 128}, 5000}, {{2, 0}, 1}, {{3, 0}, 2500}};
   std::vector<int> sequences, firsts;
-  for (const kernels::RowBlock& block : longest_first(blocks)) {
+  for (const kernels::RowBlock& block : in_order(blocks, {5000, 5000, 5000, 5000})) {
     sequences.push_back(block.sequence);
     firsts.push_back(block.first);
   }
   EXPECT_EQ(sequences, (std::vector{1, 1, 3, 0, 2}));
   EXPECT_EQ(firsts, (std::vector{0, 128, 0, 0, 0}));
-  EXPECT_TRUE(longest_first({}).empty());
 }
 
 // Every block once; no sequence begins before those of the sections before it are all there; no section of
@@ -46,8 +52,7 @@ TEST(BlockOrder, LongestFirstAndEqualOnesInTheirOrder) {
 TEST(BlockOrder, SequencesFollowEachOtherWhereTheCacheIsTooSmall) {
   const std::vector<std::int32_t> lengths = {700, 20000, 9000, 64, 12345, 20000, 40000, 1, 9000, 3000};
   const std::vector<CostedBlock> blocks = causal_blocks(lengths);
-  const std::vector<kernels::RowBlock> order =
-      longest_first_by_sequences(blocks, causal_batch(lengths), row_bytes);
+  const std::vector<kernels::RowBlock> order = in_order(blocks, lengths);
   ASSERT_EQ(order.size(), blocks.size());
   std::set<std::pair<int, int>> all;
   std::map<int, std::size_t> begins, ends;
@@ -76,18 +81,6 @@ TEST(BlockOrder, SequencesFollowEachOtherWhereTheCacheIsTooSmall) {
   }
   EXPECT_GE(sections, 4);
   EXPECT_EQ(order.front().sequence, 6);
-}
-
-TEST(BlockOrder, OneSectionWhereAllKeysFit) {
-  const std::vector<std::int32_t> lengths = {1000, 4000, 2000};
-  const std::vector<CostedBlock> blocks = causal_blocks(lengths);
-  const auto by_length = longest_first(blocks),
-             by_sequences = longest_first_by_sequences(blocks, causal_batch(lengths), row_bytes);
-  ASSERT_EQ(by_length.size(), by_sequences.size());
-  for (std::size_t i = 0; i < by_length.size(); ++i) {
-    EXPECT_EQ(by_length[i].sequence, by_sequences[i].sequence);
-    EXPECT_EQ(by_length[i].first, by_sequences[i].first);
-  }
 }
 
 // With the last heads together, there is work for every multiprocessor for as long as their longest block

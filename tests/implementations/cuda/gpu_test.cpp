@@ -60,7 +60,7 @@ class OnHopper : public ::testing::Test {
     bound.mask = bound.mask.with_tables(test.tables).value();
     bound.score = bound.score.with_tables(test.tables).value();
     const cuda::Order order = cuda::order_of(bound.head_dim, bound.value_dim());
-    return cuda::kernel_keys(cuda::make_work_list(bound, batch, order, 1), bound, order, test.page_size);
+    return cuda::kernel_keys(cuda::measure_work(bound, batch, order), bound, order, test.page_size);
   }
 
   cuda::Gpu* gpu_ = nullptr;
