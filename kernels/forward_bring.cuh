@@ -29,20 +29,40 @@ __device__ __forceinline__ void bring_tile(const PlanView& plan, const Item& ite
 
 // One warp takes items and brings their queries, early enough to hide how long that takes, late enough for
 // the last items to go to whoever is done first.
+//
+// Values that nobody sees are multiplied by 0, which gives NaN where they are not finite. To look at the
+// values of every partly visible tile would hold the products up, so an item that gave NaN is done again,
+// carefully; its outputs are written over. When a place in the ring is free again, it is known whether its
+// item was good. At the end pauses go round, so that the last items come to an end too.
 __device__ void take_items(const ForwardParams& params, ForwardMemory& shared) {
   if (threadIdx.x % 32 != 0) return;
   prefetch_tensor_map(&params.q);
   u32 parity = 1;
+  bool more = true;
+  int pauses = 0;  // since the last item
   for (ItemTurn turn;; turn.next(), parity ^= 1) {
     mbarrier_wait(&shared.keys_brought, parity);
-    const Item item = find_item(params, atomicAdd(params.plan.next_item, 1));
     mbarrier_wait(&shared.item_free[turn.index], turn.parity ^ 1);
+    Item item = shared.item[turn.index];
+    item.careful = shared.again[turn.index];
+    shared.again[turn.index] = false;
+    if (item.careful) {
+      pauses = 0;
+    } else {
+      if (more) item = find_item(params, atomicAdd(params.plan.next_item, 1));
+      more = more && item.sequence != Item::none;
+      if (!more) item.sequence = ++pauses < ForwardMemory::items ? Item::pause : Item::none;
+    }
     shared.item[turn.index] = item;
     mbarrier_arrive(&shared.item_known[turn.index]);
-    if (item.sequence < 0) return leave(params.plan);
+    if (item.sequence == Item::none) return leave(params.plan);
     const QueryTurn query(turn);
     mbarrier_wait(&shared.query_free[query.index], query.parity ^ 1);
     u64* full = &shared.query_full[query.index];
+    if (item.sequence == Item::pause) {
+      mbarrier_arrive(full);
+      continue;
+    }
     mbarrier_arrive_expect_bytes(full, Config::rows * block_row_bytes * key_blocks);
     for (int column = 0; column < key_blocks; ++column)
       copy_box(shared.query[query.index] + column * (forward_rows * block_row_bytes), &params.q, full,
@@ -55,10 +75,12 @@ __device__ void take_items(const ForwardParams& params, ForwardMemory& shared) {
 template <class Function>
 __device__ __forceinline__ void for_each_step(const ForwardParams& params, const Item& item,
                                               Function function) {
+  if (item.sequence == Item::pause) return;
   VisibleTiles tiles(params, item.rows(params.first_query_head));
   for (bool more = true; more;) {
     const int tile = tiles.done() ? 0 : tiles.tile();
-    int flags = tiles.done() || tiles.is_partial() ? Step::partial : 0;
+    int flags = 0;
+    if (tiles.done() || tiles.is_partial()) flags = Step::partial | (item.careful ? Step::careful : 0);
     if (!tiles.done()) tiles.next();
     more = !tiles.done();
     constexpr int chunk_tiles = Config::chunk / Config::tile;
@@ -74,7 +96,7 @@ __device__ __forceinline__ void for_each_item(ForwardMemory& shared, Function fu
   for (ItemTurn turn;; turn.next()) {
     mbarrier_wait(&shared.item_known[turn.index], turn.parity);
     const Item item = shared.item[turn.index];
-    if (item.sequence < 0) return;
+    if (item.sequence == Item::none) return;
     __syncwarp();
     if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.item_free[turn.index]);
     function(item);
@@ -107,7 +129,7 @@ __device__ void bring_values(const ForwardParams& params, ForwardMemory& shared)
       mbarrier_wait(&shared.value_free[turn.index], turn.parity ^ 1);
       if (speaks)
         shared.value_step[turn.index] = {min(item.kv_len - step.tile * Config::tile, Config::tile),
-                                         (step.flags & Step::partial) != 0};
+                                         (step.flags & Step::careful) != 0};
       bring_tile<value_blocks>(params.plan, item, step.tile, params.v, shared.value[turn.index],
                                &shared.value_full[turn.index]);
       turn.next();
@@ -121,9 +143,9 @@ __device__ void bring_values(const ForwardParams& params, ForwardMemory& shared)
 }
 
 // The last warp makes values safe to multiply. 0 times NaN is NaN, so what a row does not see must be finite
-// where it is multiplied with p = 0: rows past the sequence's end become zero, and in a tile that is partly
-// visible so do values that are not finite, which the consumers add where they are seen
-// (add_infinite_values).
+// where it is multiplied with p = 0: rows past the sequence's end become zero. In a tile that is partly
+// visible values that are not finite are rare: where the products show that there are some (take_items), they
+// become zero too, and the consumers add them where they are seen (add_infinite_values).
 constexpr int value_pieces = Config::tile * value_blocks * 8;  // of 16 bytes, 8 a row
 
 __device__ __forceinline__ void clear_dead_values(uint4* pieces, int live, int lane) {
@@ -162,7 +184,7 @@ __device__ void scrub(ForwardMemory& shared) {
     if (step.live < 0) return;
     auto* pieces = reinterpret_cast<uint4*>(shared.value[turn.index]);
     if (step.live < Config::tile) clear_dead_values(pieces, step.live, lane);
-    if (Config::masked && step.partial) {
+    if (Config::masked && step.careful) {
       __syncwarp();
       KeySet& infinite = shared.infinite[turn.index];
       const bool finite = are_all_finite(pieces, lane);
@@ -170,7 +192,7 @@ __device__ void scrub(ForwardMemory& shared) {
       __syncwarp();
       if (!finite) clear_infinite_values(pieces, infinite.bits, lane);
     }
-    if (step.live < Config::tile || step.partial) fence_proxy_async();
+    if (step.live < Config::tile || step.careful) fence_proxy_async();
     mbarrier_arrive(&shared.value_safe[turn.index]);
   }
 }

@@ -149,15 +149,18 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   u32 p[score_count / 2];
   Softmax state;
   Total total(shared.out[warpgroup], rows);
-  state.reset();
 
-  // The next item, once its queries are there. False: there is none.
+  // An item, once its queries are there, as Item::sequence says.
   const auto meet_item = [&](ItemTurn turn) {
     mbarrier_wait(shared_address(shared.item_known, turn.index), turn.parity);
-    if (uniform(shared.item[turn.index].sequence) < 0) return false;
+    const int sequence = uniform(shared.item[turn.index].sequence);
     const QueryTurn query(turn);
-    mbarrier_wait(shared_address(shared.query_full, query.index), query.parity);
-    return true;
+    if (sequence >= 0) mbarrier_wait(shared_address(shared.query_full, query.index), query.parity);
+    return sequence;
+  };
+  const auto release_pause = [&](ItemTurn turn) {
+    mbarrier_arrive_if(speaks, shared_address(shared.query_free, QueryTurn(turn).index));
+    mbarrier_arrive_if(speaks, shared_address(shared.item_free, turn.index));
   };
   const auto ask_for_scores = [&](ItemTurn of) {
     multiply_keys(scores, shared_address(shared.query, QueryTurn(of).index) + own_rows,
@@ -180,100 +183,110 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   };
   const auto add_infinite = [&](Step step) {
     if constexpr (Config::masked)
-      if ((step.flags & Step::partial) != 0 && uniform(shared.infinite[value.index].any))
+      if ((step.flags & Step::careful) != 0 && uniform(shared.infinite[value.index].any))
         add_infinite_values(out, p, params, shared.item[item.index], rows, step.tile,
                             shared.infinite[value.index]);
   };
   // Its last chunk has ended in `chunk`.
   const auto finish_item = [&](Softmax chunk) {
     total.finish(chunk, out, params.factor);
-    store(out, chunk, params, shared.item[item.index], rows, shared.out[warpgroup]);
+    const Item& done = shared.item[item.index];
+    const bool finite = !store(out, chunk, params, done, rows, shared.out[warpgroup]);
+    if (Config::masked && !finite && !done.careful) shared.again[item.index] = true;
     if (speaks) mbarrier_arrive(shared_address(shared.item_free, item.index));
   };
 
-  // The first tile of all has nothing to run beside.
-  if (!meet_item(item)) return;
-  mbarrier_wait(shared_address(shared.key_full, key.index), key.parity);
-  Step step = read_step(shared, key.index);
-  ask_for_scores(item);
-  wgmma_wait<0>();
-  pin(scores);
-  release_keys(item, step, 0.f);
-  apply_programs(scores, params, shared.item[item.index], rows, step);
-  state.take(scores, params.factor, rescale, [](float) {});
-  pack(p, scores);
-
-  // `step` has its probabilities in p; `following`, of the same item or the next, gets them beside step's P
-  // V.
-  bool fresh = true;
-  for (;;) {
-    const bool item_ends = (step.flags & Step::last) != 0;
-    const bool chunk_ends = item_ends || (step.flags & Step::chunk_end) != 0;
-    ItemTurn of_following = item;
-    if (item_ends) {
-      of_following.next();
-      if (!meet_item(of_following)) break;
+  for (;; item.next()) {
+    // Items without a pause: the first tile has nothing to run beside.
+    const int sequence = meet_item(item);
+    if (sequence == Item::none) return;
+    if (sequence == Item::pause) {
+      release_pause(item);
+      continue;
     }
+    state.reset();
     mbarrier_wait(shared_address(shared.key_full, key.index), key.parity);
-    const Step following = read_step(shared, key.index);
-    wait_for_turn(warpgroup);
-    ask_for_scores(of_following);
+    Step step = read_step(shared, key.index);
+    ask_for_scores(item);
+    wgmma_wait<0>();
+    pin(scores);
+    release_keys(item, step, 0.f);
+    apply_programs(scores, params, shared.item[item.index], rows, step);
+    state.take(scores, params.factor, rescale, [](float) {});
+    pack(p, scores);
+
+    // `step` has its probabilities in p; `following`, of the same item or the next, gets them beside step's P
+    // V.
+    bool fresh = true;
+    for (;;) {
+      const bool item_ends = (step.flags & Step::last) != 0;
+      const bool chunk_ends = item_ends || (step.flags & Step::chunk_end) != 0;
+      ItemTurn of_following = item;
+      if (item_ends) {
+        of_following.next();
+        if (meet_item(of_following) < 0) break;
+      }
+      mbarrier_wait(shared_address(shared.key_full, key.index), key.parity);
+      const Step following = read_step(shared, key.index);
+      wait_for_turn(warpgroup);
+      ask_for_scores(of_following);
+      ask_for_values(fresh);
+      pass_turn(warpgroup);
+      fresh = chunk_ends;
+      Softmax ended = state;
+      if (chunk_ends) {
+        ended.add_quad();
+        state.reset();
+      }
+      if (!item_ends && ((step.flags | following.flags) & Step::partial) == 0) {
+        // Most tiles. From here to the last pin is one block of code, which ptxas mixes: whatever is not an
+        // exponential runs in the 8 clocks that one takes. It would wait for P V at the very beginning, but
+        // does not move that ahead of the keys' release, and this not ahead of the exponentials that it is
+        // tied to. What the pins hold here would else go behind the next branch.
+        wgmma_wait<1>();
+        pin(scores);
+        apply_programs(scores, params, shared.item[item.index], rows, Step{0, following.tile});
+        const bool rises = state.take(scores, params.factor, rescale,
+                                      [&](float midway) { release_keys(item, following, midway); });
+        wgmma_wait<0>();
+        pin(out);
+        release_values();
+        pack(p, scores);
+        pin(p);
+        pin(state.sum);
+        if (chunk_ends)
+          total.add(ended, out, params.factor);
+        else if (__any_sync(~0u, rises))
+          multiply(out, rescale);
+      } else {
+        wgmma_wait<1>();
+        pin(scores);
+        release_keys(of_following, following, 0.f);
+        apply_programs(scores, params, shared.item[of_following.index], rows, following);
+        state.take(scores, params.factor, rescale, [](float) {});
+        wgmma_wait_behind(item_ends);
+        pin(out);
+        add_infinite(step);
+        release_values();
+        if (item_ends)
+          finish_item(ended);
+        else if (chunk_ends)
+          total.add(ended, out, params.factor);
+        else
+          multiply(out, rescale);
+        pack(p, scores);
+      }
+      item = of_following;
+      step = following;
+    }
+    // The last tile before a pause.
     ask_for_values(fresh);
-    pass_turn(warpgroup);
-    fresh = chunk_ends;
-    Softmax ended = state;
-    if (chunk_ends) {
-      ended.add_quad();
-      state.reset();
-    }
-    if (!item_ends && ((step.flags | following.flags) & Step::partial) == 0) {
-      // Most tiles. From here to the last pin is one block of code, which ptxas mixes: whatever is not an
-      // exponential runs in the 8 clocks that one takes. It would wait for P V at the very beginning, but
-      // does not move that ahead of the keys' release, and this not ahead of the exponentials that it is tied
-      // to. What the pins hold here would else go behind the next branch.
-      wgmma_wait<1>();
-      pin(scores);
-      apply_programs(scores, params, shared.item[item.index], rows, Step{0, following.tile});
-      const bool rises = state.take(scores, params.factor, rescale,
-                                    [&](float midway) { release_keys(item, following, midway); });
-      wgmma_wait<0>();
-      pin(out);
-      release_values();
-      pack(p, scores);
-      pin(p);
-      pin(state.sum);
-      if (chunk_ends)
-        total.add(ended, out, params.factor);
-      else if (__any_sync(~0u, rises))
-        multiply(out, rescale);
-    } else {
-      wgmma_wait<1>();
-      pin(scores);
-      release_keys(of_following, following, 0.f);
-      apply_programs(scores, params, shared.item[of_following.index], rows, following);
-      state.take(scores, params.factor, rescale, [](float) {});
-      wgmma_wait_behind(item_ends);
-      pin(out);
-      add_infinite(step);
-      release_values();
-      if (item_ends)
-        finish_item(ended);
-      else if (chunk_ends)
-        total.add(ended, out, params.factor);
-      else
-        multiply(out, rescale);
-      pack(p, scores);
-    }
-    item = of_following;
-    step = following;
+    wgmma_wait<0>();
+    pin(out);
+    add_infinite(step);
+    state.add_quad();
+    finish_item(state);
   }
-  // The last tile of all.
-  ask_for_values(fresh);
-  wgmma_wait<0>();
-  pin(out);
-  add_infinite(step);
-  state.add_quad();
-  finish_item(state);
 }
 
 }  // namespace chorale::kernels

@@ -37,7 +37,7 @@ struct Turn {
 
 // A tile on its way to the consumers.
 struct Step {
-  static constexpr int partial = 1, last = 2, chunk_end = 4;
+  static constexpr int partial = 1, last = 2, chunk_end = 4, careful = 8;
   int flags;
   int tile;
 };
@@ -45,7 +45,7 @@ struct Step {
 // What the warp that makes values safe must know of a tile.
 struct ValueStep {
   int live;      // keys before the sequence's end; -1: no more values
-  bool partial;  // some rows do not see some of them
+  bool careful;  // some rows do not see some of them, and those may not be finite
 };
 // The keys of a tile that have values which are not finite, a bit each.
 struct KeySet {
@@ -65,9 +65,10 @@ struct ForwardMemory {
   alignas(128) unsigned char out[2][staged_blocks * staged_bytes];
 
   Item item[items];
+  bool again[items];             // an item that gave NaN: it is done once more, carefully
   Step step[keys];               // what key[i] is
   ValueStep value_step[values];  // what value[i] is
-  KeySet infinite[values];       // of those of value[i] that are partly visible: cleared there
+  KeySet infinite[values];       // of those of value[i] that are taken carefully: cleared there
 
   // full: its bytes have arrived. free: its readers are done.
   u64 item_known[items], item_free[items];
@@ -81,6 +82,7 @@ struct ForwardMemory {
   __device__ void initialise() {
     zero = 0;
     for (int i = 0; i < items; ++i) {
+      again[i] = false;
       mbarrier_init(&item_known[i], 1);
       mbarrier_init(&item_free[i], consumer_warps + 2);  // and those that bring keys and values
     }

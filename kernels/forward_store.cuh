@@ -9,8 +9,9 @@ namespace chorale::kernels {
 
 // Divides, rounds and stores a warp's 16 rows, 64 columns at a time: through shared memory, so that pieces of
 // 128 bytes leave whole. Every warp has its own rows there, swizzled so that a matrix of 8 rows meets all
-// banks. No branch depends on a lane: what must not be stored is predicated.
-__device__ __forceinline__ void store(const float (&out)[out_count], const Softmax& state,
+// banks. No branch depends on a lane: what must not be stored is predicated. True: one of the warp's outputs
+// is not finite.
+__device__ __forceinline__ bool store(const float (&out)[out_count], const Softmax& state,
                                       const ForwardParams& params, const Item& item, const ThreadRows& rows,
                                       unsigned char* staging) {
   constexpr int group = Config::group;
@@ -30,6 +31,7 @@ __device__ __forceinline__ void store(const float (&out)[out_count], const Softm
   const u32 staged = shared_address(staging) + rows.warp * (16 * block_row_bytes);
   const u32 written = staged + lane % 16 * block_row_bytes + (lane / 16 ^ lane % 8) * 16;
   const int piece = lane % 8;  // of 8 columns: 8 lanes a row
+  u32 zero[2] = {};            // as are_all_finite() has it, for each row
   u16* const to = static_cast<u16*>(params.out.data) + item.q_row * params.out.token_stride +
                   item.kv_head * group * params.out.head_stride + 8 * piece;
 #pragma unroll
@@ -45,6 +47,7 @@ __device__ __forceinline__ void store(const float (&out)[out_count], const Softm
       for (int j = 0; j < 4; ++j) {
         const float* two = out + column / 2 + 2 * j;
         d[j] = finished_pair<Config::bfloat16>(two[0], two[1], end[j % 2].factor);
+        zero[j % 2] = add_zero_times<Config::bfloat16>(zero[j % 2], d[j]);
       }
       store_matrices((written ^ 32 * (i % 4)) + i / 4 * staged_bytes, d[0], d[1], d[2], d[3]);
     }
@@ -65,6 +68,10 @@ __device__ __forceinline__ void store(const float (&out)[out_count], const Softm
     }
   }
   __syncwarp();
+  bool finite = true;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) finite = finite && (rows.of(r, lane) >= live || (zero[r] & 0x7fff7fffu) == 0);
+  return !__all_sync(~0u, finite);
 }
 
 }  // namespace chorale::kernels

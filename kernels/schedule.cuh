@@ -11,13 +11,16 @@ namespace chorale::kernels {
 
 // One row block under one KV head.
 struct Item {
-  int sequence;  // -1: no more items
+  static constexpr int none = -1;   // there are no more
+  static constexpr int pause = -2;  // none for now: what has begun may end
+  int sequence;                     // or one of these
   int kv_head;
   int q_row;       // its first row of q, out and lse
   int positions;   // query positions in use, at most Config::positions
   int q_position;  // logical position of the first
   int kv_first;    // packed keys: row of the sequence's first key
   int kv_len;
+  bool careful;  // values that are not finite are taken out of the products (scrub)
 
   __device__ RowRange rows(int first_query_head) const {
     const int head = first_query_head + kv_head * Config::group;
@@ -30,7 +33,7 @@ struct Item {
 __device__ __forceinline__ Item find_item(const ForwardParams& params, int index) {
   const PlanView& plan = params.plan;
   const int blocks = plan.counts->row_blocks;
-  if (index >= blocks * params.heads) return {-1, 0, 0, 0, 0, 0, 0};
+  if (index >= blocks * params.heads) return {Item::none};
   const int together = min(plan.counts->heads_together, params.heads), alone = params.heads - together;
   const int rest = index - alone * blocks;
   const int head = rest < 0 ? index / blocks : alone + rest % together;
@@ -42,7 +45,8 @@ __device__ __forceinline__ Item find_item(const ForwardParams& params, int index
           min(Config::positions, sequence.q_len - block.first),
           sequence.kv_len - sequence.q_len + block.first,
           sequence.kv_first,
-          sequence.kv_len};
+          sequence.kv_len,
+          false};
 }
 
 // Where the key at a position of the sequence lies: page and slot.

@@ -294,6 +294,32 @@ TEST_P(Runtime, AThousandRunsHaveTheSameBits) {
   }
 }
 
+// NaN and infinity among the keys and values of many row blocks, several for each multiprocessor: those of
+// which some rows do not see them are done twice.
+TEST_P(Runtime, RowBlocksWithValuesThatAreNotFinite) {
+  Case packed = whole(features()[0]);
+  packed.fill = conformance::Fill::nan_inside;
+#ifdef CHORALE_FAKE_GPU
+  constexpr std::uint64_t sequences = 3;
+#else
+  constexpr std::uint64_t sequences = 60;
+#endif
+  packed.sequences.clear();
+  for (std::uint64_t i = 0; i < sequences; ++i) packed.sequences.push_back({150, 150, 1 + i});
+  for (const std::string& failure :
+       conformance::check(*attention_, packed, Device::cuda(), Passes::forward).failures)
+    ADD_FAILURE() << failure;
+  const Rows reference = forward(packed);
+  Case paged = packed;
+  paged.page_size = 16;
+  EXPECT_EQ(differences(reference, forward(paged)), 0u);
+  for (const std::size_t i : {0, 1, 2}) {
+    Case alone = packed;
+    alone.sequences = {packed.sequences[i]};
+    EXPECT_EQ(differences(reference, forward(alone)), 0u) << i;
+  }
+}
+
 // A graph that was captured with one batch replays with others that update() puts into the plan.
 TEST_P(Runtime, AGraphReplaysWithNewLengthsAndPages) {
   Case test = whole(features()[0]);
