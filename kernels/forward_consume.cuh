@@ -238,7 +238,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
         ended.add_quad();
         state.reset();
       }
-      if (!item_ends && ((step.flags | following.flags) & Step::partial) == 0) {
+      if (!item_ends && (following.flags & Step::partial) == 0 && (step.flags & Step::careful) == 0) {
         // Most tiles. From here to the last pin is one block of code, which ptxas mixes: whatever is not an
         // exponential runs in the 8 clocks that one takes. It would wait for P V at the very beginning, but
         // does not move that ahead of the keys' release, and this not ahead of the exponentials that it is
