@@ -111,11 +111,11 @@ int write_work(const Problem& problem, const Batch& batch, const Order& order, i
     const int keys = batch.kv_len(block.sequence);
     for (int number = 0; number * order.tile < keys; ++number) *tile++ = {block.sequence, number};
   });
-  const auto whole = [&](int i) {
+  const auto set_whole = [&](kernels::SplitItem& item, int i) {
     const int s = to.decode[i].sequence;
-    return whole_item(device_sequence(batch, s), s, 0, work.decode.positions, order.chunk);
+    set_whole_item(item, device_sequence(batch, s), s, 0, work.decode.positions, order.chunk);
   };
-  return split(work.split, problem.kv_heads, multiprocessors, whole, to.split_items);
+  return split(work.split, problem.kv_heads, multiprocessors, set_whole, to.split_items);
 }
 
 std::vector<KernelKey> kernel_keys(const WorkSizes& work, const Problem& problem, const Order& order,
