@@ -184,18 +184,18 @@ int split_for() {
 }
 
 std::vector<SplitItem> split(Plan& plan, int multiprocessors) {
-  std::vector<SplitItem> blocks;
   chorale::cuda::SplitSizes sizes;
-  for (const RowBlock& block : plan.blocks) {
-    blocks.push_back(chorale::cuda::whole_item(plan.sequences[block.sequence], block.sequence, block.first,
-                                               Config::positions, Config::chunk));
-    sizes.add(blocks.back().chunks);
-  }
+  for (const RowBlock& block : plan.blocks)
+    sizes.add(chorale::cuda::chunks_of(plan.sequences[block.sequence].kv_len, Config::chunk));
+  const auto set_whole = [&](SplitItem& item, int i) {
+    const RowBlock& block = plan.blocks[i];
+    chorale::cuda::set_whole_item(item, plan.sequences[block.sequence], block.sequence, block.first,
+                                  Config::positions, Config::chunk);
+  };
   std::vector<SplitItem> items(sizes.chunks);
-  items.resize(chorale::cuda::split(
-      sizes, kv_heads, multiprocessors, [&](int i) { return blocks[i]; }, items.data()));
+  items.resize(chorale::cuda::split(sizes, kv_heads, multiprocessors, set_whole, items.data()));
   plan.slots = sizes.most_slots;
-  plan.arrival_counters = int(blocks.size()) + plan.slots / merge_step;
+  plan.arrival_counters = sizes.blocks + plan.slots / merge_step;
   return items;
 }
 

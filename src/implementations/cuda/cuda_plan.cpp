@@ -166,14 +166,17 @@ Status CudaPlan::update(const Batch& batch, void* stream) {
       return Status::invalid_argument(fmt::format("the plan was made for {}: the batch needs {}",
                                                   then == nullptr ? "no such work" : then->key.describe(),
                                                   now->key.describe()));
+  const std::lock_guard lock(mutex_);
+  const Gpu::Scope scope(gpu_);
+  CHORALE_ASSIGN_OR_RETURN(const Lane lane, lane_of(static_cast<Stream>(stream)));
+  if (lane.captured != nullptr)
+    return Status::invalid_argument("the stream is being captured: a plan is updated outside of captures");
   PlanMemoryPool& pool = PlanMemoryPool::of(gpu_);
   CHORALE_ASSIGN_OR_RETURN(std::unique_ptr<PinnedMemory> image, pool.take_pinned(layout_.image_bytes));
-  const std::lock_guard lock(mutex_);
   pool.give_back(std::exchange(image_, std::move(image)));  // it may still be copied from
   replace(std::move(bound), without_table(batch));
   write_image(batch, work);
   ++version_;
-  const Gpu::Scope scope(gpu_);
   for (Copy& copy : copies_)  // a stream's is brought up to date by its next forward
     if (copy.lane.captured != nullptr) CHORALE_RETURN_IF_ERROR(send(copy, static_cast<Stream>(stream)));
   return Status::ok();

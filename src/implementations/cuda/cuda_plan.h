@@ -33,10 +33,10 @@ class CudaPlan final : public Plan {
   ~CudaPlan() override;
 
   // The same plan for another batch: what follows in any stream works on that. A graph's memory gets it in
-  // the order of `stream`; replays in another stream have to follow that. The batch may have as much of
-  // everything as the plan has room for: the first batch's, rounded up to a power of two; resource_exhausted
-  // says what has no room. It must need the same kernels: invalid_argument says which does not. On failure
-  // the plan is as it was. Not while another thread uses the plan.
+  // the order of `stream`, which must not be captured; replays in another stream have to follow that. The
+  // batch may have as much of everything as the plan has room for: the first batch's, rounded up to a power
+  // of two; resource_exhausted says what has no room. It must need the same kernels: invalid_argument says
+  // which does not. On failure the plan is as it was. Not while another thread uses the plan.
   Status update(const Batch& batch, void* stream);
   // Puts the plan on the GPU in the order of `stream`, or for the capture that it takes part in. forward()
   // does it where nobody did.

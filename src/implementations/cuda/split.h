@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <new>
 
 #include "kernels/params.h"
 
@@ -24,21 +23,22 @@ struct SplitSizes {
 
 inline int chunks_of(int keys, int chunk) { return std::max(1, (keys + chunk - 1) / chunk); }
 
-// A row block with all chunks of its keys.
-inline kernels::SplitItem whole_item(const kernels::Sequence& keys, int sequence, int first_row,
-                                     int positions, int chunk) {
-  kernels::SplitItem item{};
+// Makes `item` a row block with all chunks of its keys, in its place: a copy of what was just written in
+// pieces has to wait for it.
+inline void set_whole_item(kernels::SplitItem& item, const kernels::Sequence& keys, int sequence,
+                           int first_row, int positions, int chunk) {
   item.sequence = sequence;
   item.q_row = keys.q_first + first_row;
   item.positions = std::min(positions, keys.q_len - first_row);
   item.q_position = keys.kv_len - keys.q_len + first_row;
   item.kv_first = keys.kv_first;
   item.kv_len = keys.kv_len;
+  item.first_chunk = 0;
   item.chunks = chunks_of(keys.kv_len, chunk);
-  return item;
+  item.state = 0;
 }
 
-// Writes the items and says how many there are. `block(i)`: the whole item of row block i, longest first.
+// Writes the items and says how many there are. `set_whole(item, i)` makes one of row block i, longest first.
 //
 // States that are written, read again and merged by others cost time at the end, when nothing is left to do
 // beside them. So the first chunks of a row block are one item where that leaves no multiprocessor idle:
@@ -46,8 +46,8 @@ inline kernels::SplitItem whole_item(const kernels::Sequence& keys, int sequence
 //   a few multiprocessors less still reach the memory's bandwidth (an H200's 132: 128 do, 112 do not).
 // - else half a share of what is left, so that items become smaller towards the end, and single chunks are
 //   the last.
-template <class Block>
-int split(const SplitSizes& sizes, int kv_heads, int multiprocessors, Block&& block,
+template <class F>
+int split(const SplitSizes& sizes, int kv_heads, int multiprocessors, F&& set_whole,
           kernels::SplitItem* items) {
   const std::int64_t heads = kv_heads, all = heads * sizes.chunks;
   const bool at_once = heads * sizes.blocks <= multiprocessors;
@@ -58,7 +58,8 @@ int split(const SplitSizes& sizes, int kv_heads, int multiprocessors, Block&& bl
   int slots = 0, counters = 0;
   kernels::SplitItem* next = items + sizes.blocks;  // single chunks come after all first items
   for (int i = 0; i < sizes.blocks; ++i) {
-    kernels::SplitItem& first = *new (items + i) kernels::SplitItem(block(i));  // made in its place
+    kernels::SplitItem& first = items[i];
+    set_whole(first, i);
     const int chunks = first.chunks;
     const std::int64_t halves = std::int64_t{2} * multiprocessors;
     if (left < halves * chunks && !is_share(chunks))

@@ -100,11 +100,11 @@ WorkCounts write_work(const Problem& problem, const Batch& batch, const Order& o
   write_in_order(forward, batch, row_bytes, to.forward);
   if (problem.has_kv_scales()) write_key_tiles(problem, batch, order, to.key_tiles);
   write_decode_blocks(problem, batch, work, to.decode);
-  const auto whole = [&](int i) {
+  const auto set_whole = [&](kernels::SplitItem& item, int i) {
     const int s = to.decode[i].sequence;
-    return whole_item(device_sequence(batch, s), s, 0, work.decode.positions, order.chunk);
+    set_whole_item(item, device_sequence(batch, s), s, 0, work.decode.positions, order.chunk);
   };
-  return {split(work.split, problem.kv_heads, multiprocessors, whole, to.split_items),
+  return {split(work.split, problem.kv_heads, multiprocessors, set_whole, to.split_items),
           heads_together(forward, problem.kv_heads, multiprocessors)};
 }
 

@@ -335,7 +335,7 @@ TEST_P(Runtime, AGraphReplaysWithNewLengthsAndPages) {
                         .value();
   if (testing::on_plan != nullptr) testing::on_plan(plan->problem());
   device.set_stream(stream);
-  const Status captured = caller.capture(*plan, {device.tensors()});
+  const Status captured = caller.capture([&] { return plan->forward(device.tensors()); });
   ASSERT_TRUE(captured.is_ok()) << captured.message();
   // The pool stays; each sequence loses some of its last tokens, and two are gone.
   for (const int shorter : {0, 1, 13, 60}) {

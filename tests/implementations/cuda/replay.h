@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <string>
-#include <vector>
 
 #include "base/float.h"
 #include "implementations/conformance/cases.h"
@@ -29,14 +28,13 @@ class Caller {
   Caller(const Caller&) = delete;
   Caller& operator=(const Caller&) = delete;
 
-  // What the plan said to forwards of these tensors, whose launches are captured, and made ready to replay.
-  Status capture(const cuda::CudaPlan& plan, const std::vector<ForwardTensors>& forwards) {
+  // What `work` said, whose launches in the stream are captured and made ready to replay.
+  template <class F>
+  Status capture(F&& work) {
     const cuda::Gpu::Scope scope(gpu_);
     const cuda::Driver& d = gpu_.driver();
     EXPECT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
-    Status captured;
-    for (const ForwardTensors& tensors : forwards)
-      if (captured.is_ok()) captured = plan.forward(tensors);
+    const Status captured = work();
     cuda::Graph graph = nullptr;
     EXPECT_EQ(d.end_capture(stream, &graph), 0);
     if (captured.is_ok()) EXPECT_EQ(d.instantiate_graph(&replay_, graph, 0), 0);

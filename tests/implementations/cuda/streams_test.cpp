@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <barrier>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -94,10 +95,14 @@ class Runner {
     tensors.stream = caller_.stream;
     return tensors;
   }
-  Status capture(const cuda::CudaPlan& plan) const {
-    std::vector<ForwardTensors> all;
-    for (int run = 0; run < runs; ++run) all.push_back(tensors(run));
-    return caller_.capture(plan, all);
+  Status capture(const cuda::CudaPlan& plan, const std::function<void()>& before_the_last = {}) const {
+    return caller_.capture([&] {
+      for (int run = 0; run < runs; ++run) {
+        if (run == runs - 1 && before_the_last) before_the_last();
+        CHORALE_RETURN_IF_ERROR(plan.forward(tensors(run)));
+      }
+      return Status::ok();
+    });
   }
   // In the order of the stream.
   void fill() const {
@@ -205,6 +210,22 @@ TEST_P(Streams, UpdateReachesEveryStreamAndGraph) {
       EXPECT_THAT(runners[i]->wrong(case_of(GetParam(), i), {batch}), ::testing::IsEmpty())
           << "runs of runner " << i;
   }
+}
+
+TEST_P(Streams, AnUpdateIsNoPartOfACapture) {
+  Caller caller(*gpu_);
+  const Case test = case_of(GetParam(), 0);
+  const Runner runner(*gpu_, test, caller);
+  const auto plan = this->plan(runner.batch());
+  ASSERT_TRUE(runner
+                  .capture(*plan,
+                           [&] {
+                             EXPECT_THAT(plan->update(shorter(runner.batch(), 40), caller.stream).message(),
+                                         ::testing::HasSubstr("is being captured"));
+                           })
+                  .is_ok());
+  caller.replay();
+  EXPECT_THAT(runner.wrong(test, {runner.batch()}), ::testing::IsEmpty());
 }
 
 // The host is ahead of the stream: what an update replaces is still to be copied.
