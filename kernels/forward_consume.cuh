@@ -150,12 +150,13 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   Softmax state;
   Total total(shared.out[warpgroup], rows);
 
-  // An item, once its queries are there, as Item::sequence says.
+  // An item, once its queries are there, as Item::sequence says. A pause has a place in their ring, too:
+  // nobody may release it before all have released the item that had the place before.
   const auto meet_item = [&](ItemTurn turn) {
     mbarrier_wait(shared_address(shared.item_known, turn.index), turn.parity);
     const int sequence = uniform(shared.item[turn.index].sequence);
     const QueryTurn query(turn);
-    if (sequence >= 0) mbarrier_wait(shared_address(shared.query_full, query.index), query.parity);
+    if (sequence != Item::none) mbarrier_wait(shared_address(shared.query_full, query.index), query.parity);
     return sequence;
   };
   const auto release_pause = [&](ItemTurn turn) {
