@@ -16,7 +16,7 @@ class DotEngine {
   using Element = bfloat16;
   static constexpr std::int64_t width = tile_keys;
   static constexpr bool takes_few_rows = true;
-  static constexpr std::int64_t strip_rows = 32;
+  static constexpr std::int64_t strip_rows = 32, partial_rows = 16, partial_keys = 32;
 
   explicit DotEngine(const TiledPlan& plan);
 

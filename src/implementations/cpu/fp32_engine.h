@@ -19,6 +19,7 @@ class Fp32Engine {
   static constexpr std::int64_t width = tile_keys;
   static constexpr bool takes_few_rows = false;   // fp32_few.cpp does
   static constexpr std::int64_t strip_rows = 48;  // rows whose scores stay in the first-level cache
+  static constexpr std::int64_t partial_rows = 12, partial_keys = 16;  // where the mask hides some of them
 
   explicit Fp32Engine(const TiledPlan& plan);
 

@@ -105,6 +105,30 @@ void VisibilityComputer::compute(int sequence, int kv_head, std::int64_t index, 
   }
 }
 
+Visibility::Seen Visibility::seen(int sequence, int kv_head, std::int64_t row, std::int64_t count,
+                                  std::int64_t first) const {
+  Seen seen;
+  for (const std::int64_t end = row + count; row < end;) {
+    const Strip& of = strip(sequence, kv_head, row / rows);
+    const std::int64_t last = std::min(end, (row / rows + 1) * rows);
+    Seen here{.any = 0, .all = 0};
+    for (std::int64_t half = 0; half < 64; half += keys) {
+      const auto index = static_cast<std::size_t>((first + half) / keys);
+      const std::int32_t slab = index < of.slabs.size() ? of.slabs[index] : empty;
+      std::uint32_t any = slab == full ? ~0u : 0, all = any;
+      if (slab >= 0) all = ~0u;
+      for (std::int64_t r = row; slab >= 0 && r < last; ++r) {
+        const std::uint32_t word = of.words[static_cast<std::size_t>(slab + r % rows)];
+        any |= word, all &= word;
+      }
+      here.any |= std::uint64_t{any} << half, here.all |= std::uint64_t{all} << half;
+    }
+    seen.any |= here.any, seen.all &= here.all;
+    row = last;
+  }
+  return seen;
+}
+
 Visibility::Visibility(const TiledPlan& plan) : plan_(plan), heads_(1) {}
 
 void Visibility::compute() {
