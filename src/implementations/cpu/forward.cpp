@@ -157,8 +157,9 @@ class Forward {
   }
 
   void finish(const QueryBlock& block, Worker& worker) {
-    for (std::int64_t r = 0; r < plan_.rows(block); ++r)
-      finish_row(plan_, tensors_, plan_.query(block, r), plan_.head(block, r), worker.total.row(r));
+    finish_rows(plan_, tensors_, plan_.rows(block), [&](std::int64_t r) {
+      return FinishedRow{plan_.query(block, r), plan_.head(block, r), worker.total.row(r)};
+    });
   }
 
   const TiledPlan& plan_;

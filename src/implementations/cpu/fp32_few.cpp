@@ -258,8 +258,9 @@ class Fp32Few {
   }
 
   void finish(const QueryBlock& of, SoftmaxState& state) const {
-    for (std::int64_t r = 0; r < plan_.rows(of); ++r)
-      finish_row(plan_, tensors_, plan_.query(of, r), plan_.head(of, r), state.row(r));
+    finish_rows(plan_, tensors_, plan_.rows(of), [&](std::int64_t r) {
+      return FinishedRow{plan_.query(of, r), plan_.head(of, r), state.row(r)};
+    });
   }
 
   const TiledPlan& plan_;

@@ -34,7 +34,7 @@ class SoftmaxState {
   void take_scores(Engine& engine, ScoreTile& tile, Mutant mutant);
   // This state, then the state of later keys. `log2_factor` as in ScoreTile.
   void merge(const SoftmaxState& later, float log2_factor);
-  // What finish_row takes.
+  // What finish_rows takes.
   RowState row(std::int64_t r) { return {maximum_[r], sum_[r], out(r)}; }
 
   const float* out(std::int64_t r) const { return out_.data() + r * value_row_; }
