@@ -45,8 +45,8 @@ class Forward {
       const QueryBlock& block = blocks_[static_cast<std::size_t>(i)];
       Worker& worker = at(w);
       worker.engine.load_queries(block, tensors_.q);
-      worker.total.reset(plan_.rows(block));
-      for (std::int64_t chunk = 0; chunk < plan_.chunks(block.sequence); ++chunk) {
+      attend(block, 0, worker, worker.total);  // merging into an empty state would copy
+      for (std::int64_t chunk = 1; chunk < plan_.chunks(block.sequence); ++chunk) {
         attend(block, chunk, worker, worker.chunk);
         worker.total.merge(worker.chunk, worker.tile.log2_factor());
       }
