@@ -233,8 +233,10 @@ HWY_INLINE void softmax_block(const float* x, std::int64_t x_row, std::int64_t c
     if (i < count) step(i, std::false_type());
   };
   const auto load = [&](int r, std::int64_t i, auto whole) HWY_ATTR {
-    if constexpr (whole) return hn::LoadU(d, x + r * x_row + i);
-    else return load_scores(x + r * x_row, i, count);
+    if constexpr (whole)
+      return hn::LoadU(d, x + r * x_row + i);
+    else
+      return load_scores(x + r * x_row, i, count);
   };
   for (int r = 0; r < Rows; ++r) largest[r] = hn::Set(d, before[r]);
   for_groups([&](std::int64_t i, auto whole) HWY_ATTR {

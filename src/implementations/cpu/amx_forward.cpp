@@ -647,7 +647,8 @@ class AmxForward {
       for (std::int64_t r = 0; r < amx::group_rows; ++r)
         std::copy_n(total.out.data() + c / 16 * 256 + r * 16, 16, worker.rows.data() + r * dim + c);
     finish_rows(plan_, tensors_, plan_.sequence_rows(sequence), [&](std::int64_t r) {
-      return FinishedRow{plan_.query_of_row(sequence, r), plan_.head_of_row(kv_head, r),
+      return FinishedRow{plan_.query_of_row(sequence, r),
+                         plan_.head_of_row(kv_head, r),
                          {total.lanes.reference[r], total.lanes.sum[r], worker.rows.data() + r * dim}};
     });
   }

@@ -32,8 +32,8 @@ void DotEngine::load_queries(const QueryBlock& block, const TensorView& q) {
 void DotEngine::scores(ScoreTile& tile) {
   const std::int64_t dim = key_dim(plan_.problem());
   simd::dot_product(level_, {simd::round_up(tile.rows()), simd::round_up(tile.count()), dim},
-                    queries_.data() + tile.first_row() * dim, dim, keys_ + 2 * tile.offset(), 2 * width, tile.data(), width,
-                    false);
+                    queries_.data() + tile.first_row() * dim, dim, keys_ + 2 * tile.offset(), 2 * width,
+                    tile.data(), width, false);
 }
 
 void DotEngine::accumulate(ScoreTile& tile, float* out, std::int64_t out_row) {

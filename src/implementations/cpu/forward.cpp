@@ -138,8 +138,8 @@ class Forward {
   }
 
   bool sees(const QueryBlock& block, std::int64_t first, std::int64_t count, const Worker& worker) const {
-    return worker.tile.visible_part(block, 0, plan_.rows(block), first, count, Engine::partial_keys).coverage !=
-           Coverage::empty;
+    return worker.tile.visible_part(block, 0, plan_.rows(block), first, count, Engine::partial_keys)
+               .coverage != Coverage::empty;
   }
 
   // The strip from `row` on and those of the keys that it sees: fewer rows where it does not see all of them,

@@ -48,9 +48,8 @@ ScoreTile::Part ScoreTile::visible_part(const QueryBlock& block, std::int64_t fi
                                         std::int64_t first, std::int64_t count, std::int64_t step) const {
   if (plan_.sequence_rows(block.sequence) <= few_rows)
     return {cover(block, first_row, rows, first, count), first, count};
-  const auto [any, all] =
-      plan_.visibility().seen(block.sequence, block.kv_head,
-                              block.first * plan_.problem().group_size() + first_row, rows, first);
+  const auto [any, all] = plan_.visibility().seen(
+      block.sequence, block.kv_head, block.first * plan_.problem().group_size() + first_row, rows, first);
   if (any == 0) return {Coverage::empty, first, 0};
   const std::int64_t skipped = std::countr_zero(any) / step * step;
   const std::int64_t end = std::min(count, simd::round_up(64 - std::countl_zero(any), step));

@@ -111,21 +111,26 @@ Visibility::Seen Visibility::seen(int sequence, int kv_head, std::int64_t row, s
   for (const std::int64_t end = row + count; row < end;) {
     const Strip& of = strip(sequence, kv_head, row / rows);
     const std::int64_t last = std::min(end, (row / rows + 1) * rows);
-    Seen here{.any = 0, .all = 0};
-    for (std::int64_t half = 0; half < 64; half += keys) {
-      const auto index = static_cast<std::size_t>((first + half) / keys);
-      const std::int32_t slab = index < of.slabs.size() ? of.slabs[index] : empty;
-      std::uint32_t any = slab == full ? ~0u : 0, all = any;
-      if (slab >= 0) all = ~0u;
-      for (std::int64_t r = row; slab >= 0 && r < last; ++r) {
-        const std::uint32_t word = of.words[static_cast<std::size_t>(slab + r % rows)];
-        any |= word, all &= word;
-      }
-      here.any |= std::uint64_t{any} << half, here.all |= std::uint64_t{all} << half;
-    }
-    seen.any |= here.any, seen.all &= here.all;
+    const Seen low = seen_of_slab(of, first / keys, row % rows, last - row),
+               high = seen_of_slab(of, first / keys + 1, row % rows, last - row);
+    seen.any |= high.any << keys | low.any;
+    seen.all &= high.all << keys | low.all;
     row = last;
   }
+  return seen;
+}
+
+Visibility::Seen Visibility::seen_of_slab(const Strip& strip, std::int64_t index, std::int64_t row,
+                                          std::int64_t count) {
+  constexpr std::uint64_t whole = ~std::uint32_t{0};
+  const std::int32_t slab =
+      index < std::ssize(strip.slabs) ? strip.slabs[static_cast<std::size_t>(index)] : empty;
+  if (slab == full) return {whole, whole};
+  if (slab == empty) return {0, 0};
+  Seen seen{0, whole};
+  for (const std::uint32_t word :
+       std::span(strip.words).subspan(static_cast<std::size_t>(slab + row), static_cast<std::size_t>(count)))
+    seen.any |= word, seen.all &= word;
   return seen;
 }
 
