@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "base/aligned.h"
 #include "implementations/cpu/key_rows.h"
 #include "implementations/cpu/score_tile.h"
 #include "simd/product.h"
@@ -60,7 +61,7 @@ class Fp32Engine {
   const float *keys_ = nullptr, *values_ = nullptr, *next_keys_ = nullptr, *next_values_ = nullptr;
   std::int64_t rows_to_come_ = 0;
   bool finite_values_ = true;
-  std::vector<float> queries_, rows_;
+  AlignedVector<float> queries_, rows_;
 };
 
 }  // namespace chorale::tiled

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/aligned.h"
 #include "base/threads.h"
 #include "implementations/cpu/finite.h"
 #include "implementations/cpu/key_rows.h"
@@ -66,7 +67,7 @@ class PackedTiles {
 
   // Gives the engine one tile, packing into `scratch` if that was not done before.
   struct Scratch {
-    std::vector<Element> keys, values;
+    AlignedVector<Element> keys, values;
   };
   void use(Engine& engine, int sequence, int head, std::int64_t tile, Scratch& scratch) const {
     if (first_tile_[sequence] >= 0) {
@@ -92,7 +93,7 @@ class PackedTiles {
   // Memory that stays with the calling thread from one call to the next, unless it is large: fresh pages cost
   // more than packing into them.
   struct Kept {
-    std::vector<Element> keys, values;
+    AlignedVector<Element> keys, values;
   };
   static Kept& kept() {
     thread_local Kept memory;
@@ -133,7 +134,7 @@ class PackedTiles {
   const ForwardTensors& tensors_;
   std::int64_t key_elements_, value_elements_, tiles_ = 0;
   std::vector<std::int64_t> first_tile_;  // of each sequence; -1: packed where used
-  std::vector<Element> keys_, values_;
+  AlignedVector<Element> keys_, values_;
   std::vector<std::uint8_t> finite_;  // the values of each tile
 };
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/aligned.h"
 #include "implementations/cpu/plan.h"
 #include "mask/program.h"
 
@@ -70,8 +71,8 @@ class ScoreTile {
   QueryBlock block_;
   std::int64_t first_row_ = 0, rows_ = 0, first_ = 0, count_ = 0;
   Coverage coverage_ = Coverage::empty;
-  std::vector<float> scores_;
-  std::vector<float> before_score_;  // scale * (query . key): what the score program and its derivative see
+  AlignedVector<float> scores_;
+  AlignedVector<float> before_score_;  // scale * (query . key): what the score program and its derivative see
   std::vector<std::uint8_t> visible_;
 };
 

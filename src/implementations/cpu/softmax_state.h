@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "base/aligned.h"
 #include "implementations/cpu/finish.h"
 #include "implementations/cpu/score_tile.h"
 #include "simd/simd.h"
@@ -51,7 +52,7 @@ class SoftmaxState {
   void rescale(std::int64_t first, std::span<const float> maxima, float log2_factor, bool rescale_out);
 
   std::int64_t rows_ = 0, value_dim_, value_row_;
-  std::vector<float> maximum_, sum_, tile_sums_, factors_, out_;
+  AlignedVector<float> maximum_, sum_, tile_sums_, factors_, out_;
 };
 
 template <class Engine>
