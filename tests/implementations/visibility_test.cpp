@@ -39,7 +39,9 @@ std::uint64_t bits_of(const TiledPlan& plan, const QueryBlock& block, std::int64
 
 void check(const TiledPlan& plan, int seed, std::map<Coverage, int>& found) {
   std::mt19937 random(static_cast<unsigned>(seed));
-  const auto below = [&](std::int64_t n) { return static_cast<std::int64_t>(random() % static_cast<unsigned>(n)); };
+  const auto below = [&](std::int64_t n) {
+    return static_cast<std::int64_t>(random() % static_cast<unsigned>(n));
+  };
   const ScoreTile tile(plan, block_rows, tile_keys);
   for (int i = 0; i < 400; ++i) {
     const QueryBlock& block = plan.blocks()[static_cast<std::size_t>(below(std::ssize(plan.blocks())))];
@@ -52,8 +54,8 @@ void check(const TiledPlan& plan, int seed, std::map<Coverage, int>& found) {
       any |= bits, all &= bits;
     }
     const ScoreTile::Part part = tile.visible_part(block, row, rows, first, count, step);
-    SCOPED_TRACE(testing::Message() << "seed " << seed << ", try " << i << ": rows " << row << "+" << rows << " of block "
-                                    << block.index << ", keys " << first << "+" << count);
+    SCOPED_TRACE(testing::Message() << "seed " << seed << ", try " << i << ": rows " << row << "+" << rows
+                                    << " of block " << block.index << ", keys " << first << "+" << count);
     ++found[part.coverage];
     ASSERT_EQ(part.coverage == Coverage::empty, any == 0);
     if (any == 0) continue;
@@ -70,8 +72,8 @@ void check(const TiledPlan& plan, int seed, std::map<Coverage, int>& found) {
 TEST(Visibility, APartIsWhatSomeRowSeesAndFullIfAllDo) {
   std::map<Coverage, int> found;
   int seed = 0;
-  for (const char* mask : {"causal", "causal and window(100)", "causal and (k < 30 or window(40))", "k % 3 == 0",
-                           "causal and k >= h * 40", "q >= 50"})
+  for (const char* mask : {"causal", "causal and window(100)", "causal and (k < 30 or window(40))",
+                           "k % 3 == 0", "causal and k >= h * 40", "q >= 50"})
     for (const auto& [query_heads, kv_heads] : {std::pair(2, 2), std::pair(6, 2), std::pair(8, 1)})
       for (const auto& [queries, keys] : {std::pair(300, 300), std::pair(77, 290), std::pair(64, 64)})
         check(plan_of(mask, query_heads, kv_heads, queries, keys), ++seed, found);
