@@ -17,8 +17,8 @@ namespace chorale::bench {
 namespace {
 
 // Each loop runs `steps` steps and returns the operations done. Chains are many enough to hide the latency.
-// The sum goes to a volatile, so that nothing is left out.
-volatile float sink;
+// The sum goes to a volatile, so that nothing is left out; each thread has its own.
+thread_local volatile float sink;
 
 __attribute__((target("amx-tile,amx-bf16"))) double amx_loop(std::int64_t steps) {
   alignas(64) static const std::uint8_t zeros[1024] = {};

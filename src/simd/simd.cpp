@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "base/settings.h"
 #include "base/threads.h"
@@ -219,14 +220,32 @@ HWY_INLINE float fold_lanes(V (&partial)[16 / N]) {
 }
 
 // Rows side by side, so that the steps of one do not wait for each other: each is computed alone.
-template <int Rows, class StoreProbabilities>
+// store(r, p, i, whole) takes the probabilities of row r from i on; not whole: some lie past the end.
+template <int Rows, class Store>
 HWY_INLINE void softmax_block(const float* x, std::int64_t x_row, std::int64_t count, const float* before,
-                              float factor, RowSoftmax* to, StoreProbabilities store) {
+                              float factor, RowSoftmax* to, Store store) {
   const D d;
   V largest[Rows], offset[Rows], partial[Rows][16 / N];
+  // Groups of sixteen without a condition, then what is left over.
+  const auto for_groups = [&](auto step) HWY_ATTR {
+    std::int64_t i = 0;
+    for (; i + 16 <= count; i += 16) step(i, std::true_type());
+    if (i < count) step(i, std::false_type());
+  };
+  const auto load = [&](int r, std::int64_t i, auto whole) HWY_ATTR {
+    if constexpr (whole)
+      return hn::LoadU(d, x + r * x_row + i);
+    else
+      return load_scores(x + r * x_row, i, count);
+  };
   for (int r = 0; r < Rows; ++r) largest[r] = hn::Set(d, before[r]);
-  for (std::int64_t i = 0; i < count; i += N)
-    for (int r = 0; r < Rows; ++r) largest[r] = hn::Max(largest[r], load_scores(x + r * x_row, i, count));
+  for_groups([&](std::int64_t i, auto whole) HWY_ATTR {
+#pragma GCC unroll 8
+    for (std::int64_t v = 0; v < 16; v += N)
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) largest[r] = hn::Max(largest[r], load(r, i + v, whole));
+  });
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     to[r].maximum = hn::GetLane(hn::MaxOfLanes(d, largest[r]));
     // With nothing to see, any offset gives p = exp2(-inf) = 0.
@@ -235,14 +254,17 @@ HWY_INLINE void softmax_block(const float* x, std::int64_t x_row, std::int64_t c
     for (V& p : partial[r]) p = hn::Zero(d);
   }
   const V scale = hn::Set(d, factor);
-  for (std::int64_t i = 0; i < count; i += 16)
+  for_groups([&](std::int64_t i, auto whole) HWY_ATTR {
+#pragma GCC unroll 8
     for (std::int64_t v = 0; v < 16 / N; ++v)
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
-        const V score = load_scores(x + r * x_row, i + v * N, count);
-        const V p = exp2_of_difference(d, hn::Mul(hn::Sub(score, offset[r]), scale));
-        store(r, p, i + v * N);
+        const V p = exp2_of_difference(d, hn::Mul(hn::Sub(load(r, i + v * N, whole), offset[r]), scale));
+        store(r, p, i + v * N, whole);
         partial[r][v] = hn::Add(partial[r][v], p);
       }
+  });
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) to[r].sum = fold_lanes(partial[r]);
 }
 
@@ -375,9 +397,9 @@ void softmax_row_backward_array(float* x, float* gradient, std::int64_t count, f
 void softmax_rows_float(float* x, std::int64_t x_row, std::int64_t rows, std::int64_t count,
                         const float* before, float factor, RowSoftmax* to) {
   softmax_rows_with(x, x_row, rows, count, before, factor, to, [=](std::int64_t first) {
-    return [=](std::int64_t r, V p, std::int64_t i) HWY_ATTR {
+    return [=](std::int64_t r, V p, std::int64_t i, auto whole) HWY_ATTR {
       float* row = x + (first + r) * x_row;
-      if (i + N <= count) return hn::StoreU(p, D(), row + i);
+      if (whole || i + N <= count) return hn::StoreU(p, D(), row + i);
       if (i < count) store_part(p, row + i, count - i);
     };
   });
@@ -387,7 +409,7 @@ void softmax_rows_bfloat16(const float* x, std::int64_t x_row, std::int64_t rows
                            std::int64_t p_row) {
   auto* bits = reinterpret_cast<std::uint16_t*>(p);
   softmax_rows_with(x, x_row, rows, count, before, factor, to, [=](std::int64_t first) {
-    return [=](std::int64_t r, V value, std::int64_t i) HWY_ATTR {
+    return [=](std::int64_t r, V value, std::int64_t i, auto) HWY_ATTR {
       hn::StoreU(Bfloat16Codec::narrow(value), Bfloat16Codec::DB(), bits + (first + r) * p_row + i);
     };
   });

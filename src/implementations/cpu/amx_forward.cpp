@@ -646,9 +646,11 @@ class AmxForward {
     for (std::int64_t c = 0; c < dim; c += 16)
       for (std::int64_t r = 0; r < amx::group_rows; ++r)
         std::copy_n(total.out.data() + c / 16 * 256 + r * 16, 16, worker.rows.data() + r * dim + c);
-    for (std::int64_t r = 0; r < plan_.sequence_rows(sequence); ++r)
-      finish_row(plan_, tensors_, plan_.query_of_row(sequence, r), plan_.head_of_row(kv_head, r),
-                 {total.lanes.reference[r], total.lanes.sum[r], worker.rows.data() + r * dim});
+    finish_rows(plan_, tensors_, plan_.sequence_rows(sequence), [&](std::int64_t r) {
+      return FinishedRow{plan_.query_of_row(sequence, r),
+                         plan_.head_of_row(kv_head, r),
+                         {total.lanes.reference[r], total.lanes.sum[r], worker.rows.data() + r * dim}};
+    });
   }
 
   const TiledPlan& plan_;

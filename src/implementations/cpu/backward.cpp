@@ -16,6 +16,7 @@
 #include <limits>
 #include <optional>
 
+#include "base/aligned.h"
 #include "base/float.h"
 #include "base/threads.h"
 #include "implementations/cpu/amx_backward.h"
@@ -73,9 +74,9 @@ class Backward {
           tile(pass.plan_, pass.plan_.most_rows_padded(), Engine::width),
           grad_scores(static_cast<std::size_t>(pass.plan_.most_rows_padded() * Engine::width)) {}
     Engine engine;
-    ScoreTile tile;                  // scores, then probabilities
-    std::vector<float> grad_scores;  // dS, laid out as the tile is
-    std::vector<float> grad_queries;
+    ScoreTile tile;                    // scores, then probabilities
+    AlignedVector<float> grad_scores;  // dS, laid out as the tile is
+    AlignedVector<float> grad_queries;
   };
 
   Worker& at(int index) {

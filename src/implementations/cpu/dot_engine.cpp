@@ -32,19 +32,20 @@ void DotEngine::load_queries(const QueryBlock& block, const TensorView& q) {
 void DotEngine::scores(ScoreTile& tile) {
   const std::int64_t dim = key_dim(plan_.problem());
   simd::dot_product(level_, {simd::round_up(tile.rows()), simd::round_up(tile.count()), dim},
-                    queries_.data() + tile.first_row() * dim, dim, keys_, 2 * width, tile.data(), width,
-                    false);
+                    queries_.data() + tile.first_row() * dim, dim, keys_ + 2 * tile.offset(), 2 * width,
+                    tile.data(), width, false);
 }
 
 void DotEngine::accumulate(ScoreTile& tile, float* out, std::int64_t out_row) {
   const std::int64_t inner = simd::round_up(tile.count(), 32);
+  const bfloat16* values = values_ + tile.offset() * out_row;
   if (tile.visible() == nullptr || finite_values_) {
-    simd::dot_product(level_, {simd::round_up(tile.rows()), out_row, inner}, p_.data(), width, values_,
+    simd::dot_product(level_, {simd::round_up(tile.rows()), out_row, inner}, p_.data(), width, values,
                       2 * out_row, out, out_row, true);
     return;
   }
   for (std::int64_t r = 0; r < tile.rows(); ++r)
-    add_row_without_hidden(level_, p_.data() + r * width, values_, out_row, tile.visible() + r * width,
+    add_row_without_hidden(level_, p_.data() + r * width, values, out_row, tile.visible() + r * width,
                            tile.count(), out + r * out_row);
 }
 

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "base/aligned.h"
 #include "implementations/cpu/key_rows.h"
 #include "implementations/cpu/score_tile.h"
 #include "simd/dot_tiles.h"
@@ -16,7 +17,7 @@ class DotEngine {
   using Element = bfloat16;
   static constexpr std::int64_t width = tile_keys;
   static constexpr bool takes_few_rows = true;
-  static constexpr std::int64_t strip_rows = 32;
+  static constexpr std::int64_t strip_rows = 32, partial_rows = 16, partial_keys = 32;
 
   explicit DotEngine(const TiledPlan& plan);
 
@@ -49,10 +50,10 @@ class DotEngine {
   simd::DotLevel level_;
   const bfloat16 *keys_ = nullptr, *values_ = nullptr;
   bool finite_values_ = true;
-  std::vector<bfloat16> queries_;     // [rows, key_dim]
+  AlignedVector<bfloat16> queries_;   // [rows, key_dim]
   std::vector<const bfloat16*> row_;  // of the tile being packed
-  std::vector<bfloat16> rows_;        // [width, dim], where those are not contiguous
-  std::vector<bfloat16> p_;           // [strip_rows, width]
+  AlignedVector<bfloat16> rows_;      // [width, dim], where those are not contiguous
+  AlignedVector<bfloat16> p_;         // [strip_rows, width]
 };
 
 }  // namespace chorale::tiled

@@ -10,10 +10,12 @@
 namespace chorale::tiled {
 namespace {
 
-std::vector<bfloat16> elements(std::int64_t count) {
-  return std::vector<bfloat16>(static_cast<std::size_t>(count));
+AlignedVector<bfloat16> elements(std::int64_t count) {
+  return AlignedVector<bfloat16>(static_cast<std::size_t>(count));
 }
-std::vector<float> floats(std::int64_t count) { return std::vector<float>(static_cast<std::size_t>(count)); }
+AlignedVector<float> floats(std::int64_t count) {
+  return AlignedVector<float>(static_cast<std::size_t>(count));
+}
 
 }  // namespace
 
@@ -143,7 +145,7 @@ void DotGradients::add_transposed(ScoreTile& tile, const BlockMatrix& left, cons
   if (tile.visible() == nullptr || all_finite(left.transposed, dim * rows_))
     return simd::dot_product(level_, {dim, columns, inner}, left.transposed, rows_, right.data(), 2 * width,
                              out, width, true);
-  std::vector<float> sums(static_cast<std::size_t>(dim * simd::lanes));
+  AlignedVector<float> sums(static_cast<std::size_t>(dim * simd::lanes));
   for (std::int64_t k = 0; k < tile.count(); ++k) {
     Elements shown(left.transposed, left.transposed + dim * rows_);
     for (std::int64_t r = 0; r < tile.rows(); ++r)

@@ -11,6 +11,7 @@
 
 #include <vector>
 
+#include "base/aligned.h"
 #include "implementations/cpu/plan.h"
 #include "implementations/cpu/score_tile.h"
 #include "simd/dot_tiles.h"
@@ -21,7 +22,7 @@ namespace chorale::tiled {
 class DotGradients {
  public:
   static constexpr std::int64_t width = tile_keys;
-  using Elements = std::vector<bfloat16>;
+  using Elements = AlignedVector<bfloat16>;
 
   // A [rows, dim] matrix of a block as both sides need it, padded with zeros.
   struct BlockMatrix {
@@ -86,11 +87,11 @@ class DotGradients {
   std::vector<const bfloat16*> row_;      // of the tile being packed
   Elements tile_rows_;                    // [width, dim], where those are not contiguous
   Elements keys_by_dim_, keys_by_key_, values_by_dim_;
-  Elements p_, grad_scores_;                                          // [rows, width]
-  std::vector<const bfloat16*> p_row_, grad_score_row_;               // their rows
-  Elements p_by_query_, grad_scores_by_query_;                        // packed
-  std::vector<float> grad_keys_transposed_, grad_values_transposed_;  // [dim, width]
-  std::vector<float> grad_keys_, grad_values_;                        // [width, dim], at the end of a tile
+  Elements p_, grad_scores_;                                            // [rows, width]
+  std::vector<const bfloat16*> p_row_, grad_score_row_;                 // their rows
+  Elements p_by_query_, grad_scores_by_query_;                          // packed
+  AlignedVector<float> grad_keys_transposed_, grad_values_transposed_;  // [dim, width]
+  AlignedVector<float> grad_keys_, grad_values_;                        // [width, dim], at the end of a tile
 };
 
 }  // namespace chorale::tiled

@@ -1,5 +1,6 @@
 #include "implementations/cpu/finish.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -36,8 +37,10 @@ void store_lse(const ForwardTensors& tensors, std::int64_t query, std::int64_t h
                   query * tensors.lse.stride[0] + head * tensors.lse.stride[1], lse);
 }
 
-void finish_row(const TiledPlan& plan, const ForwardTensors& tensors, std::int64_t query, std::int64_t head,
-                const RowState& state) {
+namespace {
+
+Normaliser finish_out(const TiledPlan& plan, const ForwardTensors& tensors, const FinishedRow& finished) {
+  const auto& [query, head, state] = finished;
   const std::int64_t dim = plan.problem().value_dim();
   const Normaliser row = normaliser(plan, tensors, head, state.maximum, state.sum);
   if (row.scale != 1) simd::scale(state.out, row.scale, dim);
@@ -48,9 +51,27 @@ void finish_row(const TiledPlan& plan, const ForwardTensors& tensors, std::int64
   auto* to = static_cast<std::byte*>(out.data) +
              (query * out.stride[0] + head * out.stride[1]) * static_cast<std::int64_t>(size_of(out.dtype));
   simd::from_float(state.out, out.dtype, to, dim);
-  float logarithm;
-  simd::log(&row.divisor, &logarithm, 1);
-  store_lse(tensors, query, head, row.maximum + logarithm);
+  return row;
+}
+
+}  // namespace
+
+void finish_rows(const TiledPlan& plan, const ForwardTensors& tensors, std::int64_t rows,
+                 const std::function<FinishedRow(std::int64_t)>& row) {
+  constexpr std::int64_t together = simd::lanes;  // one logarithm costs as much as sixteen
+  for (std::int64_t first = 0; first < rows; first += together) {
+    const std::int64_t count = std::min(together, rows - first);
+    float maxima[together], logarithms[together];
+    for (std::int64_t i = 0; i < count; ++i) {
+      const Normaliser of = finish_out(plan, tensors, row(first + i));
+      maxima[i] = of.maximum, logarithms[i] = of.divisor;
+    }
+    simd::log(logarithms, logarithms, count);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const FinishedRow of = row(first + i);
+      store_lse(tensors, of.query, of.head, maxima[i] + logarithms[i]);
+    }
+  }
 }
 
 }  // namespace chorale::tiled

@@ -1,6 +1,8 @@
 // The last step of the forward pass, shared by all schedules.
 #pragma once
 
+#include <functional>
+
 #include "implementations/cpu/plan.h"
 
 namespace chorale::tiled {
@@ -21,8 +23,14 @@ Normaliser normaliser(const TiledPlan& plan, const ForwardTensors& tensors, std:
 
 void store_lse(const ForwardTensors& tensors, std::int64_t query, std::int64_t head, float lse);
 
-// One rounding: the row's out and lse. Overwrites state.out.
-void finish_row(const TiledPlan& plan, const ForwardTensors& tensors, std::int64_t query, std::int64_t head,
-                const RowState& state);
+// A row that has met all its keys, and where it belongs.
+struct FinishedRow {
+  std::int64_t query, head;
+  RowState state;
+};
+
+// One rounding: out and lse of each row. Overwrites what state.out points at.
+void finish_rows(const TiledPlan& plan, const ForwardTensors& tensors, std::int64_t rows,
+                 const std::function<FinishedRow(std::int64_t)>& row);
 
 }  // namespace chorale::tiled

@@ -45,8 +45,8 @@ class Forward {
       const QueryBlock& block = blocks_[static_cast<std::size_t>(i)];
       Worker& worker = at(w);
       worker.engine.load_queries(block, tensors_.q);
-      worker.total.reset(plan_.rows(block));
-      for (std::int64_t chunk = 0; chunk < plan_.chunks(block.sequence); ++chunk) {
+      attend(block, 0, worker, worker.total);  // merging into an empty state would copy
+      for (std::int64_t chunk = 1; chunk < plan_.chunks(block.sequence); ++chunk) {
         attend(block, chunk, worker, worker.chunk);
         worker.total.merge(worker.chunk, worker.tile.log2_factor());
       }
@@ -122,19 +122,14 @@ class Forward {
     const std::int64_t end = std::min(plan_.keys(block.sequence), (chunk + 1) * chunk_keys);
     for (std::int64_t first = chunk * chunk_keys; first < end; first += Engine::width) {
       const std::int64_t count = std::min(Engine::width, end - first);
-      const Coverage coverage = worker.tile.cover(block, first, count);
-      if (coverage == Coverage::empty) continue;
+      if (!sees(block, first, count, worker)) continue;
       tiles_.use(worker.engine, block.sequence, block.kv_head, first / Engine::width, worker.scratch);
       const std::int64_t next = first + Engine::width;
-      if (next < end &&
-          worker.tile.cover(block, next, std::min(Engine::width, end - next)) != Coverage::empty)
+      if (next < end && sees(block, next, std::min(Engine::width, end - next), worker))
         tiles_.ask_for(worker.engine, block.sequence, block.kv_head, next / Engine::width, plan_.rows(block));
-      for (std::int64_t row = 0; row < plan_.rows(block); row += Engine::strip_rows) {
-        const std::int64_t rows = std::min(Engine::strip_rows, plan_.rows(block) - row);
-        Coverage of_strip = coverage;
-        if (coverage == Coverage::partial) of_strip = worker.tile.cover(block, row, rows, first, count);
-        if (of_strip == Coverage::empty) continue;
-        worker.tile.place(block, row, rows, first, count, of_strip);
+      for (std::int64_t row = 0, rows; row < plan_.rows(block); row += rows) {
+        rows = place_strip(block, row, first, count, worker.tile);
+        if (worker.tile.coverage() == Coverage::empty) continue;
         worker.engine.scores(worker.tile);
         worker.tile.apply_programs();
         state.update(worker.engine, worker.tile, plan_.mutant());
@@ -142,9 +137,29 @@ class Forward {
     }
   }
 
+  bool sees(const QueryBlock& block, std::int64_t first, std::int64_t count, const Worker& worker) const {
+    return worker.tile.visible_part(block, 0, plan_.rows(block), first, count, Engine::partial_keys)
+               .coverage != Coverage::empty;
+  }
+
+  // The strip from `row` on and those of the keys that it sees: fewer rows where it does not see all of them,
+  // so that less of what is hidden is computed. Returns its rows.
+  std::int64_t place_strip(const QueryBlock& block, std::int64_t row, std::int64_t first, std::int64_t count,
+                           ScoreTile& tile) const {
+    std::int64_t rows = std::min(Engine::strip_rows, plan_.rows(block) - row);
+    ScoreTile::Part part = tile.visible_part(block, row, rows, first, count, Engine::partial_keys);
+    if (part.coverage == Coverage::partial && rows > Engine::partial_rows) {
+      rows = Engine::partial_rows;
+      part = tile.visible_part(block, row, rows, first, count, Engine::partial_keys);
+    }
+    tile.place(block, row, rows, part.first, part.count, part.coverage);
+    return rows;
+  }
+
   void finish(const QueryBlock& block, Worker& worker) {
-    for (std::int64_t r = 0; r < plan_.rows(block); ++r)
-      finish_row(plan_, tensors_, plan_.query(block, r), plan_.head(block, r), worker.total.row(r));
+    finish_rows(plan_, tensors_, plan_.rows(block), [&](std::int64_t r) {
+      return FinishedRow{plan_.query(block, r), plan_.head(block, r), worker.total.row(r)};
+    });
   }
 
   const TiledPlan& plan_;

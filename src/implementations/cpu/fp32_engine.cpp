@@ -42,7 +42,7 @@ void Fp32Engine::scores(ScoreTile& tile) {
   const std::int64_t dim = plan_.problem().head_dim;
   simd::ProductArguments product{.shape = {tile.rows(), tile.count(), dim},
                                  .a = {queries_.data() + tile.first_row() * dim, dim, 1},
-                                 .b = keys_,
+                                 .b = keys_ + tile.offset() * dim,
                                  .b_row = simd::lanes,
                                  .b_group = dim * simd::lanes,
                                  .out = tile.data(),
@@ -55,7 +55,7 @@ void Fp32Engine::scores(ScoreTile& tile) {
 void Fp32Engine::accumulate(ScoreTile& tile, float* out, std::int64_t out_row) {
   simd::ProductArguments product{.shape = {tile.rows(), plan_.problem().value_dim(), tile.count()},
                                  .a = {tile.data(), width, 1},
-                                 .b = values_,
+                                 .b = values_ + tile.offset() * simd::lanes,
                                  .b_row = simd::lanes,
                                  .b_group = width * simd::lanes,
                                  .out = out,

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "base/aligned.h"
 #include "implementations/cpu/key_rows.h"
 #include "implementations/cpu/score_tile.h"
 #include "simd/product.h"
@@ -19,6 +20,7 @@ class Fp32Engine {
   static constexpr std::int64_t width = tile_keys;
   static constexpr bool takes_few_rows = false;   // fp32_few.cpp does
   static constexpr std::int64_t strip_rows = 48;  // rows whose scores stay in the first-level cache
+  static constexpr std::int64_t partial_rows = 12, partial_keys = 16;  // where the mask hides some of them
 
   explicit Fp32Engine(const TiledPlan& plan);
 
@@ -59,7 +61,7 @@ class Fp32Engine {
   const float *keys_ = nullptr, *values_ = nullptr, *next_keys_ = nullptr, *next_values_ = nullptr;
   std::int64_t rows_to_come_ = 0;
   bool finite_values_ = true;
-  std::vector<float> queries_, rows_;
+  AlignedVector<float> queries_, rows_;
 };
 
 }  // namespace chorale::tiled

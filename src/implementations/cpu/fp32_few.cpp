@@ -18,6 +18,7 @@
 #include <array>
 #include <optional>
 
+#include "base/aligned.h"
 #include "base/threads.h"
 #include "implementations/cpu/few_tasks.h"
 #include "implementations/cpu/finite.h"
@@ -76,7 +77,7 @@ class RowsEngine {
     const auto is_finite = [&](const float* row) { return all_finite(row, value_dim_); };
     if (std::all_of(rows_.begin(), rows_.begin() + tile.count(), is_finite)) return false;
     const std::int64_t row = simd::round_up(value_dim_);
-    std::vector<float> copy(static_cast<std::size_t>(tile.count() * row));
+    AlignedVector<float> copy(static_cast<std::size_t>(tile.count() * row));
     for (std::int64_t i = 0; i < tile.count(); ++i)
       std::copy_n(rows_[static_cast<std::size_t>(i)], value_dim_, copy.data() + i * row);
     simd::multiply_visible({tile.rows(), value_dim_, tile.count()}, {tile.data(), width, 1}, copy.data(), row,
@@ -91,7 +92,7 @@ class RowsEngine {
 
   std::int64_t dim_, value_dim_;
   std::array<const float*, width> rows_;
-  std::vector<float> scratch_;  // rows that are not float32 where they lie
+  AlignedVector<float> scratch_;  // rows that are not float32 where they lie
 };
 
 class Fp32Few {
@@ -116,7 +117,7 @@ class Fp32Few {
   struct Worker {
     explicit Worker(const TiledPlan& plan) : engine(plan) {}
     RowsEngine engine;
-    std::vector<float> queries;    // of all heads
+    AlignedVector<float> queries;  // of all heads
     std::vector<ScoreTile> tiles;  // of each head
     std::vector<SoftmaxState> chunks, totals;
   };
@@ -258,8 +259,9 @@ class Fp32Few {
   }
 
   void finish(const QueryBlock& of, SoftmaxState& state) const {
-    for (std::int64_t r = 0; r < plan_.rows(of); ++r)
-      finish_row(plan_, tensors_, plan_.query(of, r), plan_.head(of, r), state.row(r));
+    finish_rows(plan_, tensors_, plan_.rows(of), [&](std::int64_t r) {
+      return FinishedRow{plan_.query(of, r), plan_.head(of, r), state.row(r)};
+    });
   }
 
   const TiledPlan& plan_;

@@ -14,7 +14,9 @@ namespace {
 // fall into few of the first-level cache's sets.
 std::int64_t row_of(std::int64_t dim) { return simd::round_up(dim) + simd::lanes; }
 
-std::vector<float> floats(std::int64_t count) { return std::vector<float>(static_cast<std::size_t>(count)); }
+AlignedVector<float> floats(std::int64_t count) {
+  return AlignedVector<float>(static_cast<std::size_t>(count));
+}
 
 }  // namespace
 
@@ -65,7 +67,7 @@ void Fp32Gradients::load_queries(const QueryBlock& block) {
 
 // out [rows, width] = left [rows, dim] right, the latter in panels of keys.
 void Fp32Gradients::multiply_keys(const ScoreTile& tile, const float* left, std::int64_t left_row,
-                                  std::int64_t dim, const std::vector<float>& right, float* out) {
+                                  std::int64_t dim, const AlignedVector<float>& right, float* out) {
   simd::product({.shape = {tile.rows(), tile.count(), dim},
                  .a = {left, left_row, 1},
                  .b = right.data(),
@@ -103,7 +105,7 @@ void Fp32Gradients::add(const ScoreTile& tile, const simd::ProductArguments& pro
 
 void Fp32Gradients::add_grad_keys(ScoreTile& tile) {
   const auto add_sum = [&](std::int64_t dim, const float* left, const float* right, std::int64_t row,
-                           std::vector<float>& out) {
+                           AlignedVector<float>& out) {
     add(tile,
         {.shape = {tile.count(), dim, tile.rows()},
          .a = {left, 1, width},

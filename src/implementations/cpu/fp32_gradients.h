@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "base/aligned.h"
 #include "implementations/cpu/plan.h"
 #include "implementations/cpu/score_tile.h"
 #include "simd/product.h"
@@ -30,7 +31,7 @@ class Fp32Gradients {
     const TiledPlan& plan_;
     const BackwardTensors& tensors_;
     std::int64_t key_row_, value_row_;  // padded dimensions
-    std::vector<float> queries_, grad_outs_;
+    AlignedVector<float> queries_, grad_outs_;
   };
 
   Fp32Gradients(const TiledPlan& plan, const BackwardTensors& tensors, const Queries& queries);
@@ -53,7 +54,7 @@ class Fp32Gradients {
 
  private:
   static void multiply_keys(const ScoreTile& tile, const float* left, std::int64_t left_row, std::int64_t dim,
-                            const std::vector<float>& right, float* out);
+                            const AlignedVector<float>& right, float* out);
   static void add(const ScoreTile& tile, const simd::ProductArguments& product, std::int64_t b_elements);
 
   const TiledPlan& plan_;
@@ -61,8 +62,8 @@ class Fp32Gradients {
   std::int64_t key_row_, value_row_;  // padded dimensions
   const Queries& all_queries_;
   const float *queries_ = nullptr, *grad_outs_ = nullptr;  // of the block
-  std::vector<float> keys_, keys_transposed_, key_panels_, values_, values_transposed_;
-  std::vector<float> grad_keys_, grad_values_;
+  AlignedVector<float> keys_, keys_transposed_, key_panels_, values_, values_transposed_;
+  AlignedVector<float> grad_keys_, grad_values_;
   const float* grad_scores_ = nullptr;
 };
 

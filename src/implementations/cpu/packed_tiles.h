@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/aligned.h"
 #include "base/threads.h"
 #include "implementations/cpu/finite.h"
 #include "implementations/cpu/key_rows.h"
@@ -52,23 +53,25 @@ class PackedTiles {
     for (int sequence = 0; sequence < plan_.batch().sequences(); ++sequence) {
       if (first_tile_[sequence] < 0) continue;
       parallel_for(tile_count(sequence) * plan_.problem().kv_heads, threads, [&](std::int64_t i, int worker) {
-        const int head = static_cast<int>(i / tile_count(sequence));
-        const std::int64_t slot = first_tile_[sequence] + i;
-        if (!is_seen(sequence, head, i % tile_count(sequence))) return;
+        // All heads of a tile before the next tile: their rows lie side by side, in the same pages.
+        const int head = static_cast<int>(i % plan_.problem().kv_heads);
+        const std::int64_t tile = i / plan_.problem().kv_heads;
+        if (!is_seen(sequence, head, tile)) return;
+        const std::int64_t slot = slot_of(sequence, head, tile);
         finite_[static_cast<std::size_t>(slot)] =
-            fill(engine_of(worker), sequence, head, i % tile_count(sequence),
-                 keys_.data() + slot * key_elements_, values_.data() + slot * value_elements_);
+            fill(engine_of(worker), sequence, head, tile, keys_.data() + slot * key_elements_,
+                 values_.data() + slot * value_elements_);
       });
     }
   }
 
   // Gives the engine one tile, packing into `scratch` if that was not done before.
   struct Scratch {
-    std::vector<Element> keys, values;
+    AlignedVector<Element> keys, values;
   };
   void use(Engine& engine, int sequence, int head, std::int64_t tile, Scratch& scratch) const {
     if (first_tile_[sequence] >= 0) {
-      const std::int64_t slot = first_tile_[sequence] + head * tile_count(sequence) + tile;
+      const std::int64_t slot = slot_of(sequence, head, tile);
       return engine.use(keys_.data() + slot * key_elements_, values_.data() + slot * value_elements_,
                         finite_[static_cast<std::size_t>(slot)] != 0);
     }
@@ -82,7 +85,7 @@ class PackedTiles {
   // `rows` rows with this one.
   void ask_for(Engine& engine, int sequence, int head, std::int64_t tile, std::int64_t rows) const {
     if (first_tile_[sequence] < 0) return;
-    const std::int64_t slot = first_tile_[sequence] + head * tile_count(sequence) + tile;
+    const std::int64_t slot = slot_of(sequence, head, tile);
     engine.ask_for(keys_.data() + slot * key_elements_, values_.data() + slot * value_elements_, rows);
   }
 
@@ -90,7 +93,7 @@ class PackedTiles {
   // Memory that stays with the calling thread from one call to the next, unless it is large: fresh pages cost
   // more than packing into them.
   struct Kept {
-    std::vector<Element> keys, values;
+    AlignedVector<Element> keys, values;
   };
   static Kept& kept() {
     thread_local Kept memory;
@@ -99,6 +102,10 @@ class PackedTiles {
 
   std::int64_t tile_count(int sequence) const {
     return (plan_.keys(sequence) + Engine::width - 1) / Engine::width;
+  }
+
+  std::int64_t slot_of(int sequence, int head, std::int64_t tile) const {
+    return first_tile_[sequence] + head * tile_count(sequence) + tile;
   }
 
   // Whether the mask shows any of the tile to any query row.
@@ -127,7 +134,7 @@ class PackedTiles {
   const ForwardTensors& tensors_;
   std::int64_t key_elements_, value_elements_, tiles_ = 0;
   std::vector<std::int64_t> first_tile_;  // of each sequence; -1: packed where used
-  std::vector<Element> keys_, values_;
+  AlignedVector<Element> keys_, values_;
   std::vector<std::uint8_t> finite_;  // the values of each tile
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <limits>
 
 #include "simd/simd.h"
@@ -43,6 +44,19 @@ Coverage ScoreTile::cover(const QueryBlock& block, std::int64_t first_row, std::
                    .k = {first, first + count - 1}});
 }
 
+ScoreTile::Part ScoreTile::visible_part(const QueryBlock& block, std::int64_t first_row, std::int64_t rows,
+                                        std::int64_t first, std::int64_t count, std::int64_t step) const {
+  if (plan_.sequence_rows(block.sequence) <= few_rows)
+    return {cover(block, first_row, rows, first, count), first, count};
+  const auto [any, all] = plan_.visibility().seen(
+      block.sequence, block.kv_head, block.first * plan_.problem().group_size() + first_row, rows, first);
+  if (any == 0) return {Coverage::empty, first, 0};
+  const std::int64_t skipped = std::countr_zero(any) / step * step;
+  const std::int64_t end = std::min(count, simd::round_up(64 - std::countl_zero(any), step));
+  const bool is_full = std::countr_one(all >> skipped) >= end - skipped;
+  return {is_full ? Coverage::full : Coverage::partial, first + skipped, end - skipped};
+}
+
 void ScoreTile::place(const QueryBlock& block, std::int64_t first_row, std::int64_t rows, std::int64_t first,
                       std::int64_t count, Coverage coverage) {
   block_ = block;
@@ -63,16 +77,10 @@ void ScoreTile::find_visible(std::int64_t r, std::uint8_t* shown) {
     return bytes;
   }();
   const std::int64_t row = block_.first * plan_.problem().group_size() + first_row_ + r;
-  const Visibility::Strip& strip =
-      plan_.visibility().strip(block_.sequence, block_.kv_head, row / Visibility::rows);
-  for (std::int64_t k = 0; k < count_; k += Visibility::keys, shown += Visibility::keys) {
-    const std::int32_t slab = strip.slabs[static_cast<std::size_t>((first_ + k) / Visibility::keys)];
-    std::uint32_t word = slab == Visibility::full ? ~0u : 0;
-    if (slab >= 0) word = strip.words[static_cast<std::size_t>(slab + row % Visibility::rows)];
-    const std::int64_t count = std::min(Visibility::keys, count_ - k);
-    for (std::int64_t i = 0; i < count; i += 8, word >>= 8)
-      std::copy_n(spread[word & 255].begin(), std::min<std::int64_t>(8, count - i), shown + i);
-  }
+  std::uint64_t keys =
+      plan_.visibility().seen(block_.sequence, block_.kv_head, row, 1, first_ - offset()).any >> offset();
+  for (std::int64_t i = 0; i < count_; i += 8, keys >>= 8)
+    std::copy_n(spread[keys & 255].begin(), std::min<std::int64_t>(8, count_ - i), shown + i);
 }
 
 void ScoreTile::apply_programs() {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/aligned.h"
 #include "implementations/cpu/plan.h"
 #include "mask/program.h"
 
@@ -23,6 +24,16 @@ class ScoreTile {
   Coverage cover(const QueryBlock& block, std::int64_t first_row, std::int64_t rows, std::int64_t first,
                  std::int64_t count) const;
 
+  // The smallest range of the `count` keys from `first` on, a multiple of `width`, that holds all that rows
+  // [first_row, first_row + rows) see, in steps of `step` keys, and whether they see all of it. Exact where
+  // `cover` may say partial of what is not.
+  struct Part {
+    Coverage coverage;
+    std::int64_t first, count;
+  };
+  Part visible_part(const QueryBlock& block, std::int64_t first_row, std::int64_t rows, std::int64_t first,
+                    std::int64_t count, std::int64_t step) const;
+
   // Which scores come next: rows [first_row, first_row + rows) of the block against keys [first, first +
   // count).
   void place(const QueryBlock& block, std::int64_t first_row, std::int64_t rows, std::int64_t first,
@@ -35,6 +46,7 @@ class ScoreTile {
   std::int64_t rows() const { return rows_; }
   std::int64_t first_row() const { return first_row_; }
   std::int64_t first() const { return first_; }
+  std::int64_t offset() const { return first_ % width_; }  // of its first key within a tile of whole width
   std::int64_t count() const { return count_; }
   std::int64_t width() const { return width_; }
   Coverage coverage() const { return coverage_; }
@@ -59,8 +71,8 @@ class ScoreTile {
   QueryBlock block_;
   std::int64_t first_row_ = 0, rows_ = 0, first_ = 0, count_ = 0;
   Coverage coverage_ = Coverage::empty;
-  std::vector<float> scores_;
-  std::vector<float> before_score_;  // scale * (query . key): what the score program and its derivative see
+  AlignedVector<float> scores_;
+  AlignedVector<float> before_score_;  // scale * (query . key): what the score program and its derivative see
   std::vector<std::uint8_t> visible_;
 };
 

@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "base/aligned.h"
 #include "implementations/cpu/finish.h"
 #include "implementations/cpu/score_tile.h"
 #include "simd/simd.h"
@@ -34,7 +35,7 @@ class SoftmaxState {
   void take_scores(Engine& engine, ScoreTile& tile, Mutant mutant);
   // This state, then the state of later keys. `log2_factor` as in ScoreTile.
   void merge(const SoftmaxState& later, float log2_factor);
-  // What finish_row takes.
+  // What finish_rows takes.
   RowState row(std::int64_t r) { return {maximum_[r], sum_[r], out(r)}; }
 
   const float* out(std::int64_t r) const { return out_.data() + r * value_row_; }
@@ -51,7 +52,7 @@ class SoftmaxState {
   void rescale(std::int64_t first, std::span<const float> maxima, float log2_factor, bool rescale_out);
 
   std::int64_t rows_ = 0, value_dim_, value_row_;
-  std::vector<float> maximum_, sum_, tile_sums_, factors_, out_;
+  AlignedVector<float> maximum_, sum_, tile_sums_, factors_, out_;
 };
 
 template <class Engine>

@@ -105,6 +105,35 @@ void VisibilityComputer::compute(int sequence, int kv_head, std::int64_t index, 
   }
 }
 
+Visibility::Seen Visibility::seen(int sequence, int kv_head, std::int64_t row, std::int64_t count,
+                                  std::int64_t first) const {
+  Seen seen;
+  for (const std::int64_t end = row + count; row < end;) {
+    const Strip& of = strip(sequence, kv_head, row / rows);
+    const std::int64_t last = std::min(end, (row / rows + 1) * rows);
+    const Seen low = seen_of_slab(of, first / keys, row % rows, last - row),
+               high = seen_of_slab(of, first / keys + 1, row % rows, last - row);
+    seen.any |= high.any << keys | low.any;
+    seen.all &= high.all << keys | low.all;
+    row = last;
+  }
+  return seen;
+}
+
+Visibility::Seen Visibility::seen_of_slab(const Strip& strip, std::int64_t index, std::int64_t row,
+                                          std::int64_t count) {
+  constexpr std::uint64_t whole = ~std::uint32_t{0};
+  const std::int32_t slab =
+      index < std::ssize(strip.slabs) ? strip.slabs[static_cast<std::size_t>(index)] : empty;
+  if (slab == full) return {whole, whole};
+  if (slab == empty) return {0, 0};
+  Seen seen{0, whole};
+  for (const std::uint32_t word :
+       std::span(strip.words).subspan(static_cast<std::size_t>(slab + row), static_cast<std::size_t>(count)))
+    seen.any |= word, seen.all &= word;
+  return seen;
+}
+
 Visibility::Visibility(const TiledPlan& plan) : plan_(plan), heads_(1) {}
 
 void Visibility::compute() {

@@ -32,6 +32,13 @@ class Visibility {
   // All strips of sequences of more than few_rows rows, on the plan's threads.
   void compute();
 
+  // Some rows of a sequence under one KV head (numbered as a block's are) against the 64 keys from `first`
+  // on, a multiple of 64. Bit k: whether any row sees key first + k, and whether all do.
+  struct Seen {
+    std::uint64_t any = 0, all = ~std::uint64_t{0};
+  };
+  Seen seen(int sequence, int kv_head, std::int64_t row, std::int64_t rows, std::int64_t first) const;
+
   const Strip& strip(int sequence, int kv_head, std::int64_t index) const {
     return strips_[static_cast<std::size_t>(first_[static_cast<std::size_t>(sequence)] +
                                             kv_head % heads_ * count_[static_cast<std::size_t>(sequence)] +
@@ -39,6 +46,9 @@ class Visibility {
   }
 
  private:
+  // The same for `count` rows of a strip and the 32 keys of one slab.
+  static Seen seen_of_slab(const Strip& strip, std::int64_t index, std::int64_t row, std::int64_t count);
+
   const TiledPlan& plan_;
   int heads_;                                // 1 if the mask treats all KV heads alike
   std::vector<std::int64_t> first_, count_;  // of each sequence: its strips
