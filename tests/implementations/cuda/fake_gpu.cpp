@@ -2,6 +2,7 @@
 
 #include <elf.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -387,8 +388,6 @@ int nvrtcCompileProgram(FakeProgram* program, int, const char* const*) {
 int nvrtcGetProgramLogSize(FakeProgram*, std::size_t* size) { return *size = 1, ok; }
 int nvrtcGetProgramLog(FakeProgram*, char* log) { return *log = 0, ok; }
 int nvrtcGetCUBINSize(FakeProgram* program, std::size_t* size) { return *size = program->cubin.size(), ok; }
-int nvrtcGetCUBIN(FakeProgram* program, char* cubin) {
-  return std::memcpy(cubin, program->cubin.data(), program->cubin.size()), ok;
-}
+int nvrtcGetCUBIN(FakeProgram* program, char* cubin) { return std::ranges::copy(program->cubin, cubin), ok; }
 
 }  // extern "C"

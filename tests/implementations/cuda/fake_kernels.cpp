@@ -2,6 +2,7 @@
 // kernel reads it, every row is computed once, and whatever a kernel could not bear is a failure of the test.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
@@ -67,7 +68,7 @@ class FakeKernel {
 
  private:
   int value(const char* name) const { return constant(source_, name); }
-  int chunk() const { return value("CHUNK"); }
+  int chunk() const { return std::max(1, value("CHUNK")); }
 
   // A map for boxes of several blocks of columns, as one for boxes of a block.
   static FakeTensorMap with_joined_columns(const FakeTensorMap& map, unsigned blocks) {
@@ -135,7 +136,7 @@ class FakeKernel {
     EXPECT_LE(params_.plan.counts->heads_together, params_.kv_heads);
     EXPECT_EQ(value("MASKED"), problem.mask.is_all() ? 0 : 1);
     EXPECT_EQ(value("SCORED"), problem.score.is_identity() ? 0 : 1);
-    EXPECT_EQ(value("CHUNK") % value("TILE"), 0);
+    EXPECT_EQ(chunk() % std::max(1, value("TILE")), 0);
     EXPECT_EQ(q_.box[1], static_cast<unsigned>(value("GROUP")));
     EXPECT_EQ(q_.box[2], static_cast<unsigned>(value("POSITIONS")));
     const int page_size = value("PAGE_SIZE");
@@ -237,7 +238,7 @@ class FakeKernel {
   }
 
   void run_row(int b, const Sequence& sequence, const Keys& keys, int row, int head) const {
-    const auto token = static_cast<std::uint64_t>(sequence.q_first + row);
+    const auto token = static_cast<std::uint64_t>(sequence.q_first) + static_cast<std::uint64_t>(row);
     const std::vector<float> q = row_of(q_, problem.dtype, static_cast<std::uint64_t>(head), token, 0, 1);
     double maximum = -INFINITY, sum = 0;
     std::vector<double> out(static_cast<std::size_t>(problem.value_dim()));

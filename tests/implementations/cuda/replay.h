@@ -34,7 +34,7 @@ class Caller {
     const cuda::Gpu::Scope scope(gpu_);
     const cuda::Driver& d = gpu_.driver();
     EXPECT_EQ(d.begin_capture(stream, cuda::driver_constants::capture_thread_local), 0);
-    const Status captured = work();
+    Status captured = work();
     cuda::Graph graph = nullptr;
     EXPECT_EQ(d.end_capture(stream, &graph), 0);
     if (captured.is_ok()) EXPECT_EQ(d.instantiate_graph(&replay_, graph, 0), 0);
