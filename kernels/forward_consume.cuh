@@ -285,6 +285,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     wgmma_wait<0>();
     pin(out);
     add_infinite(step);
+    release_values();
     state.add_quad();
     finish_item(state);
   }
