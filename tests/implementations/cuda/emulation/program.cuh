@@ -1,0 +1,29 @@
+// As src/mask/emit_cuda.h writes them: k <= q and, where a table is there, one document.
+#pragma once
+
+#include "params.h"
+
+namespace chorale::kernels {
+
+struct KeyValues {
+  static constexpr int count = 1;
+  int v[count];
+};
+inline KeyValues program_keys(const TableView* tables, int, int k) {
+  return {{tables[0].columns == 0
+               ? 0
+               : static_cast<const int*>(tables[0].values)[std::min(k, tables[0].columns - 1)]}};
+}
+inline bool program_visible(const TableView* tables, int b, int, int q, int k, const KeyValues& key) {
+  return k <= q && program_keys(tables, b, q).v[0] == key.v[0];
+}
+inline float program_score(const TableView*, float score, int, int, int, int, const KeyValues&) {
+  return score;
+}
+inline int program_coverage(const TableView* tables, int, int, int, int q_first, int q_last, int k_first,
+                            int k_last) {
+  if (k_first > q_last) return 0;
+  return tables[0].columns == 0 && k_last <= q_first ? 2 : 1;
+}
+
+}  // namespace chorale::kernels

@@ -1,0 +1,175 @@
+// kernels/ptx.cuh, for fibers on a CPU (block.h): the same names, as far as the forward kernel uses them.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "block.h"
+#include "cuda_functions.h"
+
+namespace chorale::kernels {
+
+using u32 = unsigned int;
+using u64 = unsigned long long;
+using u16 = unsigned short;
+
+inline u32 shared_address(const void* pointer) {
+  return static_cast<u32>(static_cast<const unsigned char*>(pointer) - ::memory);
+}
+template <class T, int size>
+u32 shared_address(const T (&array)[size], int index) {
+  return shared_address(&array[0]) + index * static_cast<u32>(sizeof(T));
+}
+
+// --- arithmetic -----------------------------------------------------------------------------------------
+
+inline float exp2_approx(float x) { return std::exp2(x); }
+inline float log2_approx(float x) { return std::log2(x); }
+inline float bfloat16_to_float(u16 x) { return std::bit_cast<float>(u32(x) << 16); }
+inline u16 float_to_bfloat16(float x) {
+  const u32 bits = std::bit_cast<u32>(x);
+  if (std::isnan(x)) return 0x7fff;
+  return static_cast<u16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+template <bool bfloat16>
+u32 pack(float low, float high) {
+  static_assert(bfloat16);
+  return u32(float_to_bfloat16(high)) << 16 | float_to_bfloat16(low);
+}
+template <bool bfloat16>
+float unpack(u32 x) {
+  static_assert(bfloat16);
+  return bfloat16_to_float(static_cast<u16>(x));
+}
+template <bool bfloat16>
+u32 add_zero_times(u32 sum, u32 x) {
+  const auto one = [](u16 s, u16 y) {
+    return float_to_bfloat16(bfloat16_to_float(s) + 0 * bfloat16_to_float(y));
+  };
+  return u32(one(sum >> 16, x >> 16)) << 16 | one(static_cast<u16>(sum), static_cast<u16>(x));
+}
+template <bool bfloat16>
+bool clear_infinite(u32& pair) {
+  constexpr u32 exponent = 0x7f80u;
+  const bool low = (pair & exponent) == exponent, high = (pair >> 16 & exponent) == exponent;
+  if (low) pair &= 0xffff0000u;
+  if (high) pair &= 0xffffu;
+  return low || high;
+}
+inline int lane_now() { return emulation::thread().number % emulation::warp_threads; }
+inline int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+
+// --- barriers: phase, bytes under way, arrivals missing, arrivals of a phase -------------------------------
+
+struct Barrier {
+  int16_t of_a_phase, missing;
+  int bytes : 31;
+  unsigned phase : 1;
+};
+static_assert(sizeof(Barrier) == sizeof(u64));
+inline Barrier& barrier_at(u32 address) { return *reinterpret_cast<Barrier*>(::memory + address); }
+inline void end_phase_if_complete(Barrier& barrier) {
+  emulation::require(barrier.missing >= 0, "more arrivals than a phase has");
+  if (barrier.missing > 0 || barrier.bytes != 0) return;
+  barrier.missing = barrier.of_a_phase;
+  barrier.phase ^= 1;
+}
+inline void mbarrier_init(u64* barrier, u32 arrivals) {
+  barrier_at(shared_address(barrier)) = {static_cast<int16_t>(arrivals), static_cast<int16_t>(arrivals), 0,
+                                         0};
+}
+inline void mbarrier_arrive(u32 address) {
+  Barrier& barrier = barrier_at(address);
+  --barrier.missing;
+  end_phase_if_complete(barrier);
+}
+inline void mbarrier_arrive(u64* barrier) { mbarrier_arrive(shared_address(barrier)); }
+inline void mbarrier_arrive_if(bool arrives, u32 address) {
+  if (arrives) mbarrier_arrive(address);
+}
+inline void mbarrier_arrive_expect_bytes(u64* barrier, u32 bytes) {
+  Barrier& now = barrier_at(shared_address(barrier));
+  now.bytes += static_cast<int>(bytes);
+  mbarrier_arrive(barrier);
+}
+inline void mbarrier_wait(u32 address, u32 parity) {
+  emulation::wait_until([=] { return barrier_at(address).phase != parity; });
+}
+inline void mbarrier_wait(u64* barrier, u32 parity) { mbarrier_wait(shared_address(barrier), parity); }
+inline void mbarrier_init_fence() {}
+inline void named_barrier_arrive(int id, int threads) { emulation::named_barrier(id).arrive(threads); }
+inline void named_barrier_sync(int id, int threads) { emulation::named_barrier(id).sync(threads); }
+inline void fence_proxy_async() {}
+inline void grid_dependency_wait() {}
+inline void grid_dependency_launch() {}
+template <int registers>
+void take_registers() {}
+template <int registers>
+void give_registers() {}
+
+// --- the copy engine ---------------------------------------------------------------------------------------
+
+// What a TensorMap holds here: 16-bit values, sizes and strides from the fastest dimension on.
+struct Map {
+  const u16* data;
+  long long size[4], stride[4];
+  int box[4];
+};
+inline void copy_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2, int c3) {
+  Map m;
+  std::memcpy(&m, map, sizeof m);
+  const u32 first = shared_address(to);
+  const int rows = m.box[1] * m.box[2] * m.box[3];
+  std::memset(::memory + first, 0xff, static_cast<std::size_t>(rows) * 128);  // NaN until it is there
+  emulation::do_later([=] {
+    for (int row = 0; row < rows; ++row) {
+      const long long at[4] = {c0, c1 + row % m.box[1], c2 + row / m.box[1] % m.box[2],
+                               c3 + row / m.box[1] / m.box[2]};
+      for (int column = 0; column < 64; ++column) {
+        bool inside = at[0] + column < m.size[0];
+        long long offset = at[0] + column;
+        for (int d = 1; d < 4; ++d) {
+          inside = inside && at[d] >= 0 && at[d] < m.size[d];
+          offset += at[d] * m.stride[d];
+        }
+        const u16 value = inside ? m.data[offset] : u16(0);
+        std::memcpy(::memory + swizzled(first + static_cast<u32>(row * 128 + 2 * column)), &value, 2);
+      }
+    }
+    Barrier& now = barrier_at(shared_address(barrier));
+    now.bytes -= rows * 128;
+    end_phase_if_complete(now);
+  });
+}
+inline void copy_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2) {
+  copy_box(to, map, barrier, c0, c1, c2, 0);
+}
+inline void prefetch_tensor_map(const void*) {}
+
+// --- memory
+// --------------------------------------------------------------------------------------------------
+
+inline void store_matrices(u32 address, u32 r0, u32 r1, u32 r2, u32 r3) {
+  const emulation::Lanes rows = emulation::exchange(address);
+  const u32 values[4] = {r0, r1, r2, r3};
+  const int lane = lane_now();
+  for (int j = 0; j < 4; ++j)
+    std::memcpy(::memory + rows.value[8 * j + lane / 4] + lane % 4 * 4, &values[j], 4);
+  emulation::exchange(0);
+}
+inline uint4 load_16_bytes(u32 shared) {
+  uint4 x;
+  std::memcpy(&x, ::memory + shared, sizeof x);
+  return x;
+}
+inline void store_16_bytes(u32 shared, uint4 x) { std::memcpy(::memory + shared, &x, sizeof x); }
+inline void store_16_bytes_if(bool stores, void* to, uint4 x) {
+  if (stores) std::memcpy(to, &x, sizeof x);
+}
+inline void store_4_bytes_if(bool stores, float* to, float x) {
+  if (stores) *to = x;
+}
+
+}  // namespace chorale::kernels
