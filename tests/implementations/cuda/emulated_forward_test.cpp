@@ -165,8 +165,8 @@ class EmulatedForward : public ::testing::Test {
   }
 };
 
-TEST_F(EmulatedForward, RandomOrdersGiveOneResult) {
-  Launch launch({{1, 1}, {130, 130}, {40, 420}, {64, 64}, {7, 20}}, 1);
+// Whatever the order of warps: the same bits, which are near those of float64.
+void expect_one_result(Launch& launch) {
   std::vector<u16> first;
   for (std::uint64_t seed = 0; seed < orders; ++seed) {
     launch.run(seed);
@@ -177,6 +177,11 @@ TEST_F(EmulatedForward, RandomOrdersGiveOneResult) {
     }
     EXPECT_EQ(launch.out, first) << seed;
   }
+}
+
+TEST_F(EmulatedForward, RandomOrdersGiveOneResult) {
+  Launch launch({{1, 1}, {130, 130}, {40, 420}, {64, 64}, {7, 20}}, 1);
+  expect_one_result(launch);
 }
 
 // Of some of these values some rows of a block see nothing: such a block is done twice.
@@ -192,16 +197,7 @@ TEST_F(EmulatedForward, RowBlocksThatGiveNaNAreDoneAgain) {
     launch.value(s, 41, 1, 5) = infinity_16;
     launch.value(s, launch.lengths[static_cast<std::size_t>(s)].keys - 2, 0, 60) = infinity_16;
   }
-  std::vector<u16> first;
-  for (std::uint64_t seed = 0; seed < orders; ++seed) {
-    launch.run(seed);
-    if (HasFatalFailure()) return;
-    if (first.empty()) {
-      first = launch.out;
-      launch.check();
-    }
-    EXPECT_EQ(launch.out, first) << seed;
-  }
+  expect_one_result(launch);
 }
 
 TEST_F(EmulatedForward, Documents) {
