@@ -78,8 +78,8 @@ struct PlanCounts {
   int split_items;         // 0: the plan is not split
   int block_table_stride;  // pages a row; packed keys: 0
   int key_tiles;           // to widen
-  int heads_together;      // of a launch, the last so many KV heads whose row blocks are taken in turn; before
-                           // them one head's after another's
+  int heads_together;  // of a launch, the last so many KV heads whose row blocks are taken in turn; before
+                       // them one head's after another's
 };
 
 // Constant arrays of the mask and score programs, in the order in which the emitted code names them. An array
@@ -139,10 +139,10 @@ struct ForwardParams {
   const float* k_scale;                    // [KV heads], fp8 caches only
   const float* v_scale;
   PlanView plan;
-  float scale;         // of q . k
-  float factor;        // turns a score into a power of two: scale * log2(e), or log2(e) after a score program
-  int kv_heads;        // of the problem: so many groups a row of lse has
-  int heads;           // KV heads of this launch; its tensors, lse too, begin with the first of them
+  float scale;   // of q . k
+  float factor;  // turns a score into a power of two: scale * log2(e), or log2(e) after a score program
+  int kv_heads;  // of the problem: so many groups a row of lse has
+  int heads;     // KV heads of this launch; its tensors, lse too, begin with the first of them
   int first_query_head;  // what `h` counts from in programs
   // Split decode: partial states, slot = first_slot + chunk, for each KV head in turn.
   float* partial_out;        // [kv_heads, slots, rows, value_dim]

@@ -8,7 +8,9 @@
 #include "cuda_functions.h"
 #include "sanitized.h"
 
+extern "C" {
 alignas(1024) unsigned char memory[emulation::shared_bytes];
+}
 
 #include "forward.cu"
 

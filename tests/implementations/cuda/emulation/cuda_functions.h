@@ -20,7 +20,7 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
-extern unsigned char memory[];  // the block's shared memory
+extern "C" unsigned char memory[];  // the block's shared memory, as the kernel declares it
 
 namespace emulation {
 
