@@ -10,7 +10,8 @@ using u16 = unsigned short;
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
   return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
-// Of an element of an array, by arithmetic of 32 bits: NVRTC would take 64, which costs the forward kernel 1%.
+// Of an element of an array, by arithmetic of 32 bits: NVRTC would take 64, which costs the forward kernel
+// 1%.
 template <class T, int size>
 __device__ __forceinline__ u32 shared_address(const T (&array)[size], int index) {
   return shared_address(&array[0]) + index * static_cast<u32>(sizeof(T));
