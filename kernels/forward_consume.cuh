@@ -192,7 +192,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   const auto finish_item = [&](Softmax chunk) {
     total.finish(chunk, out, params.factor);
     const Item& done = shared.item[item.index];
-    const bool finite = !store(out, chunk, params, done, rows, shared.out[warpgroup]);
+    const bool finite = store(out, chunk, params, done, rows, shared.out[warpgroup]);
     if (Config::masked && !finite && !done.careful) shared.again[item.index] = true;
     if (speaks) mbarrier_arrive(shared_address(shared.item_free, item.index));
   };

@@ -9,8 +9,8 @@ namespace chorale::kernels {
 
 // Divides, rounds and stores a warp's 16 rows, 64 columns at a time: through shared memory, so that pieces of
 // 128 bytes leave whole. Every warp has its own rows there, swizzled so that a matrix of 8 rows meets all
-// banks. No branch depends on a lane: what must not be stored is predicated. True: one of the warp's outputs
-// is not finite.
+// banks. No branch depends on a lane: what must not be stored is predicated. True: all of the
+// warp's outputs are finite.
 __device__ __forceinline__ bool store(const float (&out)[out_count], const Softmax& state,
                                       const ForwardParams& params, const Item& item, const ThreadRows& rows,
                                       unsigned char* staging) {
@@ -71,7 +71,7 @@ __device__ __forceinline__ bool store(const float (&out)[out_count], const Softm
   bool finite = true;
 #pragma unroll
   for (int r = 0; r < 2; ++r) finite = finite && (rows.of(r, lane) >= live || (zero[r] & 0x7fff7fffu) == 0);
-  return !__all_sync(~0u, finite);
+  return __all_sync(~0u, finite);
 }
 
 }  // namespace chorale::kernels

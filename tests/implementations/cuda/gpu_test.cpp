@@ -16,6 +16,7 @@
 #include "implementations/conformance/check.h"
 #include "implementations/conformance/rows.h"
 #include "implementations/cuda/cuda_attention.h"
+#include "implementations/cuda/gpu_fixture.h"
 #include "implementations/cuda/on_gpu.h"
 #include "implementations/cuda/order.h"
 #include "implementations/cuda/replay.h"
@@ -31,17 +32,16 @@ using conformance::Passes;
 using conformance::Rows;
 using conformance::Sequence;
 using testing::Caller;
+using testing::GpuTest;
 using ::testing::HasSubstr;
 using testing::OnDevice;
 using testing::OnGpu;
 
-class OnHopper : public ::testing::Test {
+class OnHopper : public GpuTest {
  protected:
   void SetUp() override {
-    const Problem plain{.query_heads = 1, .kv_heads = 1, .head_dim = 64};
-    if (const Status can = cuda_attention().supports(plain, Device::cuda(), Phase::forward); !can.is_ok())
-      GTEST_SKIP() << can.message();
-    gpu_ = cuda::Gpu::get(0).value();
+    GpuTest::SetUp();
+    if (IsSkipped()) return;
     attention_ = std::make_unique<OnGpu>(*gpu_);
   }
 
@@ -63,7 +63,6 @@ class OnHopper : public ::testing::Test {
     return cuda::kernel_keys(cuda::measure_work(bound, batch, order), bound, order, test.page_size);
   }
 
-  cuda::Gpu* gpu_ = nullptr;
   std::unique_ptr<OnGpu> attention_;
 };
 
@@ -330,10 +329,7 @@ TEST_P(Runtime, AGraphReplaysWithNewLengthsAndPages) {
   const cuda::Stream stream = caller.stream;
   OnDevice device(*gpu_, data.forward());
   ASSERT_TRUE(device.to_device().is_ok());
-  const auto plan = cuda::CudaPlan::create(attention_->name(), *gpu_, test.problem, data.batch,
-                                           cuda::order_of(test.problem.head_dim, test.problem.value_dim()))
-                        .value();
-  if (testing::on_plan != nullptr) testing::on_plan(plan->problem());
+  const auto plan = testing::plan_of(*gpu_, test, data.batch);
   device.set_stream(stream);
   const Status captured = caller.capture([&] { return plan->forward(device.tensors()); });
   ASSERT_TRUE(captured.is_ok()) << captured.message();

@@ -12,8 +12,7 @@
 #include <vector>
 
 #include "implementations/conformance/case.h"
-#include "implementations/cuda/cuda_attention.h"
-#include "implementations/cuda/on_gpu.h"
+#include "implementations/cuda/gpu_fixture.h"
 #include "implementations/cuda/replay.h"
 #ifdef CHORALE_FAKE_GPU
 #include "implementations/cuda/fake_gpu.h"
@@ -25,7 +24,9 @@ namespace {
 using conformance::Case;
 using conformance::Data;
 using testing::Caller;
+using testing::GpuTest;
 using testing::OnDevice;
+using testing::plan_of;
 
 #ifdef CHORALE_FAKE_GPU  // which is slow
 constexpr int runs = 3, head_dim = 64, query_heads = 2, kv_heads = 1, long_sequences = 1, decoding = 4;
@@ -62,13 +63,6 @@ Case case_of(Work work, std::uint64_t number) {
     test.problem.mask = mask::causal() && mask::document(test.tables[0]);
   }
   return test;
-}
-
-std::shared_ptr<cuda::CudaPlan> plan_of(cuda::Gpu& gpu, const Case& test, const Batch& batch) {
-  const cuda::Order order = cuda::order_of(test.problem.head_dim, test.problem.value_dim());
-  auto plan = cuda::CudaPlan::create(cuda_attention().name(), gpu, test.problem, batch, order).value();
-  if (testing::on_plan != nullptr) testing::on_plan(plan->problem());
-  return plan;
 }
 
 // Runs one plan again and again in a stream, on inputs of its own. Every run has an output of its own, which
@@ -141,14 +135,8 @@ class Runner {
   std::unique_ptr<cuda::DeviceMemory> outs_;
 };
 
-class Streams : public ::testing::TestWithParam<Work> {
+class Streams : public GpuTest, public ::testing::WithParamInterface<Work> {
  protected:
-  void SetUp() override {
-    const Problem plain{.query_heads = 1, .kv_heads = 1, .head_dim = 64};
-    if (const Status can = cuda_attention().supports(plain, Device::cuda(), Phase::forward); !can.is_ok())
-      GTEST_SKIP() << can.message();
-    gpu_ = cuda::Gpu::get(0).value();
-  }
   std::shared_ptr<cuda::CudaPlan> plan(const Batch& batch) const {
     return plan_of(*gpu_, case_of(GetParam(), 0), batch);
   }
@@ -158,8 +146,6 @@ class Streams : public ::testing::TestWithParam<Work> {
       batch.kv_lens[s] = std::max(batch.kv_lens[s], batch.q_len(static_cast<int>(s)));
     return batch;
   }
-
-  cuda::Gpu* gpu_ = nullptr;
 };
 INSTANTIATE_TEST_SUITE_P(Work, Streams, ::testing::Values(Work::prefill, Work::decode, Work::codes),
                          work_name);

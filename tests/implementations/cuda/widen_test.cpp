@@ -8,8 +8,7 @@
 #include "base/float.h"
 #include "implementations/conformance/cases.h"
 #include "implementations/conformance/check.h"
-#include "implementations/cuda/cuda_attention.h"
-#include "implementations/cuda/on_gpu.h"
+#include "implementations/cuda/gpu_fixture.h"
 #include "implementations/cuda/replay.h"
 #ifdef CHORALE_FAKE_GPU
 #include "implementations/cuda/fake_gpu.h"
@@ -23,19 +22,18 @@ using conformance::Data;
 using conformance::Passes;
 using testing::Caller;
 using ::testing::ElementsAre;
+using testing::GpuTest;
 using ::testing::HasSubstr;
 using testing::OnDevice;
 using testing::OnGpu;
 
 constexpr DType codes = DType::float8_e4m3;
 
-class Widen : public ::testing::Test {
+class Widen : public GpuTest {
  protected:
   void SetUp() override {
-    const Problem plain{.query_heads = 1, .kv_heads = 1, .head_dim = 64, .kv_dtype = codes};
-    if (const Status can = cuda_attention().supports(plain, Device::cuda(), Phase::forward); !can.is_ok())
-      GTEST_SKIP() << can.message();
-    gpu_ = cuda::Gpu::get(0).value();
+    GpuTest::SetUp();
+    if (IsSkipped()) return;
     attention_ = std::make_unique<OnGpu>(*gpu_);
   }
   static Case prefill() {
@@ -48,13 +46,9 @@ class Widen : public ::testing::Test {
     return test;
   }
   std::shared_ptr<cuda::CudaPlan> plan(const Case& test, const Batch& batch) const {
-    const cuda::Order order = cuda::order_of(test.problem.head_dim, test.problem.value_dim());
-    auto plan = cuda::CudaPlan::create(attention_->name(), *gpu_, test.problem, batch, order).value();
-    if (testing::on_plan != nullptr) testing::on_plan(plan->problem());
-    return plan;
+    return testing::plan_of(*gpu_, test, batch);
   }
 
-  cuda::Gpu* gpu_ = nullptr;
   std::unique_ptr<OnGpu> attention_;
 };
 

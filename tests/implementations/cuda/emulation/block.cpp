@@ -53,7 +53,6 @@ bool go_on(Fiber& fiber) {
 }  // namespace
 
 Thread& thread() { return *block->running; }
-std::mt19937_64& random() { return block->random; }
 
 NamedBarrier& named_barrier(int id) { return block->barriers[id]; }
 

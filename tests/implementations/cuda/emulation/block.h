@@ -20,7 +20,6 @@ struct Thread {
 
 // Of the fiber that runs.
 Thread& thread();
-std::mt19937_64& random();
 
 // Lets another go on until `ready`, which has no effects.
 void wait_until(const std::function<bool()>& ready);

@@ -41,7 +41,7 @@ struct Extent {
 }  // namespace emulation
 
 inline emulation::Index threadIdx;
-inline emulation::Extent gridDim, blockDim;
+inline emulation::Extent gridDim;
 
 struct float2 {
   float x, y;

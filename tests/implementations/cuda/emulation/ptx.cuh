@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "base/float.h"
 #include "block.h"
 #include "cuda_functions.h"
 
@@ -27,12 +28,8 @@ u32 shared_address(const T (&array)[size], int index) {
 
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
-inline float bfloat16_to_float(u16 x) { return std::bit_cast<float>(u32(x) << 16); }
-inline u16 float_to_bfloat16(float x) {
-  const u32 bits = std::bit_cast<u32>(x);
-  if (std::isnan(x)) return 0x7fff;
-  return static_cast<u16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
+inline float bfloat16_to_float(u16 x) { return to_float(chorale::bfloat16{x}); }
+inline u16 float_to_bfloat16(float x) { return from_float<chorale::bfloat16>(x).bits; }
 template <bool bfloat16>
 u32 pack(float low, float high) {
   static_assert(bfloat16);
@@ -58,7 +55,7 @@ bool clear_infinite(u32& pair) {
   if (high) pair &= 0xffffu;
   return low || high;
 }
-inline int lane_now() { return emulation::thread().number % emulation::warp_threads; }
+inline int lane_now() { return emulated_lane(); }
 inline int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 
 // --- barriers: phase, bytes under way, arrivals missing, arrivals of a phase -------------------------------
