@@ -69,8 +69,9 @@ __device__ __forceinline__ void apply_programs(Scores& scores, const ForwardPara
     for (int i = 0; i < 2 * key_blocks; ++i) {
       const int k = (pass.tile + part.tile) * Config::tile + 8 * i + threadIdx.x % 32 / 4;
       float& score = scores[i / 2][i % 2 * 2 + e];
-      score = finished_score(params, score, item.sequence, item.kv_len, h, q, k, is_partial,
+      score = finished_score(params, score, item.sequence, h, q, k, is_partial,
                              [&] { return program_keys(params.plan.tables, item.sequence, k); });
+      if (is_partial && k >= item.kv_len) score = -infinity;
     }
   }
 }

@@ -75,12 +75,12 @@ __device__ void take_items(const ForwardParams& params, ForwardMemory& shared) {
 template <class Function>
 __device__ __forceinline__ void for_each_step(const ForwardParams& params, const Item& item,
                                               Function function) {
-  if (item.sequence == Item::pause) return;
   VisibleTiles tiles(params, item.rows(params.first_query_head));
   for (bool more = true; more;) {
     const int tile = tiles.done() ? 0 : tiles.tile();
     int flags = 0;
     if (tiles.done() || tiles.is_partial()) flags = Step::partial | (item.careful ? Step::careful : 0);
+    if ((tile + 1) * Config::tile > item.kv_len) flags |= Step::past_end;
     if (!tiles.done()) tiles.next();
     more = !tiles.done();
     constexpr int chunk_tiles = Config::chunk / Config::tile;
@@ -104,27 +104,40 @@ __device__ __forceinline__ void for_each_item(ForwardMemory& shared, Function fu
 }
 
 // One warp brings the tiles of keys, another those of values: values are needed a step later, and neither
-// waits for room for the other.
+// waits for room for the other. From the keys' ring the consumers also learn of pauses, and of the end.
 __device__ void bring_keys(const ForwardParams& params, ForwardMemory& shared) {
   const bool speaks = threadIdx.x % 32 == 0;
   if (speaks) prefetch_tensor_map(&params.k);
   KeyTurn turn;
+  const auto announce = [&](Step step) {
+    mbarrier_wait(&shared.key_free[turn.index], turn.parity ^ 1);
+    if (speaks) shared.step[turn.index] = step;
+  };
+  const auto announce_only = [&](int flags) {
+    announce({flags, 0});
+    if (speaks) mbarrier_arrive(&shared.key_full[turn.index]);
+    turn.next();
+  };
   for_each_item(shared, [&](const Item& item) {
-    for_each_step(params, item, [&](Step step) {
-      mbarrier_wait(&shared.key_free[turn.index], turn.parity ^ 1);
-      if (speaks) shared.step[turn.index] = step;
-      bring_tile<key_blocks>(params.plan, item, step.tile, params.k, shared.key[turn.index],
-                             &shared.key_full[turn.index]);
-      turn.next();
-    });
+    if (item.sequence == Item::pause)
+      announce_only(Step::pause | Step::last);  // it has a place among the queries, too
+    else
+      for_each_step(params, item, [&](Step step) {
+        announce(step);
+        bring_tile<key_blocks>(params.plan, item, step.tile, params.k, shared.key[turn.index],
+                               &shared.key_full[turn.index]);
+        turn.next();
+      });
     if (speaks) mbarrier_arrive(&shared.keys_brought);
   });
+  announce_only(Step::none);
 }
 __device__ void bring_values(const ForwardParams& params, ForwardMemory& shared) {
   const bool speaks = threadIdx.x % 32 == 0;
   if (speaks) prefetch_tensor_map(&params.v);
   ValueTurn turn;
   for_each_item(shared, [&](const Item& item) {
+    if (item.sequence == Item::pause) return;
     for_each_step(params, item, [&](Step step) {
       mbarrier_wait(&shared.value_free[turn.index], turn.parity ^ 1);
       if (speaks)

@@ -60,11 +60,11 @@ class TileKeys {
   KeyValues share_[Config::tile / 32];
 };
 
-// Score and mask programs, and the sequence's end.
+// Score and mask programs.
 __device__ __forceinline__ void apply_programs(float (&scores)[score_count], const ForwardParams& params,
                                                const Item& item, const ThreadRows& rows, Step step) {
   const bool is_partial = (step.flags & Step::partial) != 0;
-  if (!Config::scored && !is_partial) return;
+  if (!Config::scored && !(Config::masked && is_partial)) return;
   const int lane = lane_now();
   const TileKeys keys(params, item.sequence, step.tile, lane);
 #pragma unroll
@@ -79,10 +79,19 @@ __device__ __forceinline__ void apply_programs(float (&scores)[score_count], con
         const int q = item.q_position + row / Config::group;
         const int h = params.first_query_head + item.kv_head * Config::group + row % Config::group;
         float& score = scores[4 * i + 2 * r + e];
-        score = finished_score(params, score, item.sequence, item.kv_len, h, q, k, is_partial,
-                               [&] { return key; });
+        score = finished_score(params, score, item.sequence, h, q, k, is_partial, [&] { return key; });
       }
     }
+}
+// And the sequence's end.
+__device__ __forceinline__ void finish_scores(float (&scores)[score_count], const ForwardParams& params,
+                                              const Item& item, const ThreadRows& rows, Step step) {
+  apply_programs(scores, params, item, rows, step);
+  if ((step.flags & Step::past_end) == 0) return;
+  const int live = item.kv_len - step.tile * Config::tile - 2 * (lane_now() % 4);
+#pragma unroll
+  for (int i = 0; i < score_count; ++i)
+    if (i / 4 * 8 + i % 2 >= live) scores[i] = -infinity;
 }
 
 // Values that are not finite were cleared from a partly visible tile (scrub): here they meet the rows that
@@ -150,18 +159,13 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   Softmax state;
   Total total(shared.out[warpgroup], rows);
 
-  // An item, once its queries are there, as Item::sequence says. A pause has a place in their ring, too:
-  // nobody may release it before all have released the item that had the place before.
-  const auto meet_item = [&](ItemTurn turn) {
-    mbarrier_wait(shared_address(shared.item_known, turn.index), turn.parity);
-    const int sequence = uniform(shared.item[turn.index].sequence);
-    const QueryTurn query(turn);
-    if (sequence != Item::none) mbarrier_wait(shared_address(shared.query_full, query.index), query.parity);
-    return sequence;
+  const auto await_step = [&] {
+    mbarrier_wait(shared_address(shared.key_full, key.index), key.parity);
+    return read_step(shared, key.index);
   };
-  const auto release_pause = [&](ItemTurn turn) {
-    mbarrier_arrive_if(speaks, shared_address(shared.query_free, QueryTurn(turn).index));
-    mbarrier_arrive_if(speaks, shared_address(shared.item_free, turn.index));
+  const auto await_query = [&](ItemTurn turn) {
+    const QueryTurn query(turn);
+    mbarrier_wait(shared_address(shared.query_full, query.index), query.parity);
   };
   const auto ask_for_scores = [&](ItemTurn of) {
     multiply_keys(scores, shared_address(shared.query, QueryTurn(of).index) + own_rows,
@@ -188,31 +192,37 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
         add_infinite_values(out, p, params, shared.item[item.index], rows, step.tile,
                             shared.infinite[value.index]);
   };
+  // A pause has a place in the rings of keys, queries and items.
+  const auto release_pause = [&](ItemTurn turn, Step step) {
+    await_query(turn);  // nobody may release it before all have released the item that had the place before
+    release_keys(turn, step, 0.f);
+    mbarrier_arrive_if(speaks, shared_address(shared.item_free, turn.index));
+  };
   // Its last chunk has ended in `chunk`.
   const auto finish_item = [&](Softmax chunk) {
     total.finish(chunk, out, params.factor);
     const Item& done = shared.item[item.index];
-    const bool finite = store(out, chunk, params, done, rows, shared.out[warpgroup]);
+    const RowEnds ends(chunk, params, done, rows);
+    const bool finite = store(out, ends, params, done, rows, shared.out[warpgroup]);
     if (Config::masked && !finite && !done.careful) shared.again[item.index] = true;
     if (speaks) mbarrier_arrive(shared_address(shared.item_free, item.index));
   };
 
   for (;; item.next()) {
     // Items without a pause: the first tile has nothing to run beside.
-    const int sequence = meet_item(item);
-    if (sequence == Item::none) return;
-    if (sequence == Item::pause) {
-      release_pause(item);
+    Step step = await_step();
+    if ((step.flags & Step::none) != 0) break;
+    if ((step.flags & Step::pause) != 0) {
+      release_pause(item, step);
       continue;
     }
     state.reset();
-    mbarrier_wait(shared_address(shared.key_full, key.index), key.parity);
-    Step step = read_step(shared, key.index);
+    await_query(item);
     ask_for_scores(item);
     wgmma_wait<0>();
     pin(scores);
     release_keys(item, step, 0.f);
-    apply_programs(scores, params, shared.item[item.index], rows, step);
+    finish_scores(scores, params, shared.item[item.index], rows, step);
     state.take(scores, params.factor, rescale, [](float) {});
     pack(p, scores);
 
@@ -223,12 +233,12 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       const bool item_ends = (step.flags & Step::last) != 0;
       const bool chunk_ends = item_ends || (step.flags & Step::chunk_end) != 0;
       ItemTurn of_following = item;
+      const Step following = await_step();
       if (item_ends) {
         of_following.next();
-        if (meet_item(of_following) < 0) break;
+        if ((following.flags & Step::pause) != 0) break;
+        await_query(of_following);
       }
-      mbarrier_wait(shared_address(shared.key_full, key.index), key.parity);
-      const Step following = read_step(shared, key.index);
       wait_for_turn(warpgroup);
       ask_for_scores(of_following);
       ask_for_values(fresh);
@@ -263,8 +273,8 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
         wgmma_wait<1>();
         pin(scores);
         release_keys(of_following, following, 0.f);
-        apply_programs(scores, params, shared.item[of_following.index], rows, following);
-        state.take(scores, params.factor, rescale, [](float) {});
+        finish_scores(scores, params, shared.item[of_following.index], rows, following);
+        const bool rises = state.take(scores, params.factor, rescale, [](float) {});
         wgmma_wait_behind(item_ends);
         pin(out);
         add_infinite(step);
@@ -273,7 +283,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
           finish_item(ended);
         else if (chunk_ends)
           total.add(ended, out, params.factor);
-        else
+        else if (__any_sync(~0u, rises))
           multiply(out, rescale);
         pack(p, scores);
       }
@@ -289,6 +299,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     state.add_quad();
     finish_item(state);
   }
+  wait_for_stores_read();
 }
 
 }  // namespace chorale::kernels

@@ -37,7 +37,9 @@ struct Turn {
 
 // A tile on its way to the consumers.
 struct Step {
-  static constexpr int partial = 1, last = 2, chunk_end = 4, careful = 8;
+  static constexpr int partial = 1, last = 2, chunk_end = 4, careful = 8,
+                       past_end = 16,        // of the sequence: not all of its keys exist
+                       pause = 32, none = 64;  // no tile: as Item::sequence
   int flags;
   int tile;
 };
@@ -62,7 +64,7 @@ struct ForwardMemory {
   unsigned char value[values][value_tile_bytes];
   // Of a warpgroup: staged outputs, whose swizzle counts on the alignment, and before an item's end part of
   // its Total.
-  alignas(128) unsigned char out[2][staged_blocks * staged_bytes];
+  alignas(1024) unsigned char out[2][staged_blocks * staged_bytes];
 
   Item item[items];
   bool again[items];             // an item that gave NaN: it is done once more, carefully

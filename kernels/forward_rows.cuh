@@ -90,6 +90,12 @@ __device__ __forceinline__ void multiply(float (&out)[out_count], const float (&
   for (int i = 0; i < out_count; ++i) out[i] = __fmul_rn(out[i], by[i / 2 % 2]);
 }
 
+// What was staged in a warp's part of the shared outputs has been read: there is room.
+__device__ __forceinline__ void await_staging() {
+  wait_for_stores_read();
+  __syncwarp();
+}
+
 // The chunks of an item that have ended. What registers cannot hold beside scores and outputs lies where
 // outputs are staged when the item ends: what a warp has there is its own.
 class Total {
@@ -101,6 +107,7 @@ class Total {
   }
   // Takes a chunk in.
   __device__ __forceinline__ void add(const Softmax& chunk, const float (&out)[out_count], float factor) {
+    await_staging();
     merge_in(chunk, out, factor, [&](int i, float4 x) { put(i, x); });
     any_ = true;
   }

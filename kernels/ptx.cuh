@@ -29,6 +29,12 @@ __device__ __forceinline__ float log2_approx(float x) {
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// 1 / x rounded to nearest, of a normal x whose reciprocal is one too: what __frcp_rn does, which asks first.
+__device__ __forceinline__ float reciprocal_of_normal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return __fmaf_rn(y, -__fmaf_rn(y, x, -1.f), y);
+}
 // Two floats to two 16-bit values, rounded to nearest even; `low` goes to the lower half.
 __device__ __forceinline__ u32 pack_bfloat16(float low, float high) {
   u32 d;
@@ -220,7 +226,23 @@ __device__ __forceinline__ void copy_box(void* to, const void* map, u64* barrier
       "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
 }
-// The same of a tensor of 4 or 5 dimensions that is read once: it is the first to leave the L2 cache.
+// A box of a tensor of 3 dimensions from shared memory; what lies outside of the tensor is left out. Whoever
+// asked can wait until all that it asked for has been read from shared memory, or is where it belongs.
+__device__ __forceinline__ void store_box(const void* map, int c0, int c1, int c2, u32 from) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(map),
+               "r"(c0), "r"(c1), "r"(c2), "r"(from)
+               : "memory");
+}
+__device__ __forceinline__ void end_store_group() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_stores_read() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_stores() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+// The same as copy_box of a tensor of 4 or 5 dimensions that is read once: it is the first to leave the L2 cache.
 constexpr u64 evict_first = 0x12f0000000000000;  // as createpolicy makes it
 __device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1,
                                                   int c2, int c3) {

@@ -61,26 +61,20 @@ __device__ __forceinline__ RowEnd row_end(float reference, float sum, float fact
   constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
   const float power = __fmul_rn(exponent_base(reference), factor);  // of two
   if (sink == -infinity) {
-    if (reference == -infinity) return {0.f, -infinity};
-    return {__frcp_rn(sum), __fmul_rn(power + log2_approx(sum), ln_2)};
+    const bool empty = reference == -infinity;  // else its sum is about 1 or more
+    return {empty ? 0.f : reciprocal_of_normal(sum),
+            empty ? -infinity : __fmul_rn(power + log2_approx(sum), ln_2)};
   }
   const float sink_power = __fmul_rn(sink, log2_e);
   const float largest = reference == -infinity ? sink_power : fmaxf(power, sink_power);
   const float weight = reference == -infinity ? 0.f : exp2_approx(power - largest);
   const float all = __fmaf_rn(sum, weight, exp2_approx(sink_power - largest));
-  return {__fmul_rn(weight, __frcp_rn(all)), __fmul_rn(largest + log2_approx(all), ln_2)};
+  return {__fmul_rn(weight, reciprocal_of_normal(all)), __fmul_rn(largest + log2_approx(all), ln_2)};
 }
 
 // An output at its row's end. A row that has seen no key gives +0: its zeros may have either sign by now.
 __device__ __forceinline__ float finished(float out, float factor) {
   return factor == 0.f ? 0.f : __fmul_rn(out, factor);
-}
-
-// Two of them, rounded: one choice for both.
-template <bool bfloat16>
-__device__ __forceinline__ u32 finished_pair(float x, float y, float factor) {
-  const u32 pair = pack<bfloat16>(__fmul_rn(x, factor), __fmul_rn(y, factor));
-  return factor == 0.f ? 0 : pair;
 }
 
 }  // namespace chorale::kernels

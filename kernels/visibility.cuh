@@ -36,19 +36,17 @@ __device__ __forceinline__ bool is_visible(const ForwardParams& params, int sequ
 }
 
 // The score of one query and key as the softmax takes it: through the score program, and -infinity where the
-// row does not see the key. A tile that is not `partial` is seen whole. key(): the key's values of the
-// programs.
+// row does not see the key, which may be beyond the sequence's end: the program says anything there, where
+// it does no harm. A tile that is not `partial` is seen whole. key(): the key's values of the programs.
 template <class Key>
-__device__ __forceinline__ float finished_score(const ForwardParams& params, float score, int sequence,
-                                                int kv_len, int h, int q, int k, bool is_partial, Key key) {
+__device__ __forceinline__ float finished_score(const ForwardParams& params, float score, int sequence, int h,
+                                                int q, int k, bool is_partial, Key key) {
   const TableView* tables = params.plan.tables;
   if constexpr (Config::scored)
     score = program_score(tables, __fmul_rn(score, params.scale), sequence, h, q, k, key());
-  if (!is_partial) return score;
-  bool visible =
-      true;  // the program also beyond the end, where it does no harm: else reads would be conditional
-  if constexpr (Config::masked) visible = program_visible(tables, sequence, h, q, k, key());
-  return visible && k < kv_len ? score : -infinity;
+  if constexpr (Config::masked)
+    if (is_partial && !program_visible(tables, sequence, h, q, k, key())) return -infinity;
+  return score;
 }
 
 }  // namespace chorale::kernels

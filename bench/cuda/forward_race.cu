@@ -180,6 +180,9 @@ struct Case {
     for (const auto& [map, data] : {std::pair(&params.k, k), {&params.v, v}})
       *map =
           make_map(data, 2, {dim, N(kv_heads), N(keys), 1}, {row, kv_row, kv_row * keys}, {64, 1, tile, 1});
+    if (forward_warp_rows % group == 0)
+      params.out_boxes = make_map(out, 2, {dim, N(heads), N(tokens)}, {row, q_row},
+                                  {64, cuuint32_t(group), cuuint32_t(forward_warp_rows / group)});
     params.out = {out, static_cast<long long>(heads) * dim, dim};
     params.k_rows = {k, static_cast<long long>(kv_heads) * dim, dim};
     params.v_rows = {v, static_cast<long long>(kv_heads) * dim, dim};

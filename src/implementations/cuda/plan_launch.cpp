@@ -159,6 +159,11 @@ Status CudaPlan::launch(const Kernel& kernel, DevicePointer memory, const PartLa
     CHORALE_ASSIGN_OR_RETURN(params.k, tensor_map(d, "k", k, key_box));
     CHORALE_ASSIGN_OR_RETURN(params.v, tensor_map(d, "v", v, key_box));
   }
+  if (constexpr int rows = kernels::forward_warp_rows;
+      key.kind == KernelKind::forward && rows % key.group == 0) {
+    const int out_box[] = {64, key.group, rows / key.group};
+    CHORALE_ASSIGN_OR_RETURN(params.out_boxes, tensor_map(d, "out", tensors.out, out_box));
+  }
   params.out = rows_of(tensors.out);
   params.k_rows = rows_of(k);
   params.v_rows = rows_of(v);

@@ -78,7 +78,7 @@ struct Launch {
   }
   int document(int key) const { return documents.empty() ? 0 : documents[static_cast<std::size_t>(key)]; }
 
-  static TensorMap map(const std::vector<u16>& data, std::array<long long, 4> size,
+  static TensorMap map(std::vector<u16>& data, std::array<long long, 4> size,
                        std::array<long long, 4> strides, std::array<int, 4> box) {
     Map m{data.data(), {}, {}, {}};
     std::ranges::copy(size, m.size);
@@ -99,6 +99,9 @@ struct Launch {
     for (const auto& [to, data] : {std::pair(&params.k, &k), {&params.v, &v}})
       *to = map(*data, {dim, kv_heads, Config::paged ? page : slots, Config::paged ? pages : 1},
                 {1, dim, kv_heads * dim, static_cast<long long>(page) * kv_heads * dim}, {64, 1, box, 1});
+    constexpr int box_positions = forward_warp_rows / Config::group;
+    params.out_boxes =
+        map(out, {dim, heads, tokens, 1}, {1, dim, heads * dim, 0}, {64, Config::group, box_positions, 1});
     params.out = {out.data(), heads * dim, dim};
     params.k_rows = {k.data(), kv_heads * dim, dim};
     params.v_rows = {v.data(), kv_heads * dim, dim};

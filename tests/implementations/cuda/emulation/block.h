@@ -16,6 +16,7 @@ constexpr int warp_threads = 32, shared_bytes = 227 << 10;
 struct Thread {
   int number = 0;
   bool ended = false;
+  int stores = 0;  // that the copy engine has still to do for it
 };
 
 // Of the fiber that runs.

@@ -108,7 +108,6 @@ inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
 inline float __fmul_rn(float x, float y) { return x * y; }
 inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fsub_rn(float x, float y) { return x - y; }
-inline float __frcp_rn(float x) { return 1 / x; }
 
 // Blocks of 64 columns are swizzled by their address.
 inline unsigned swizzled(unsigned address) { return address ^ ((address >> 7 & 7) << 4); }

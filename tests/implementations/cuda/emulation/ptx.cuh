@@ -1,6 +1,7 @@
 // kernels/ptx.cuh, for fibers on a CPU (block.h): the same names, as far as the forward kernel uses them.
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -30,6 +31,7 @@ inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
 inline float bfloat16_to_float(u16 x) { return to_float(chorale::bfloat16{x}); }
 inline u16 float_to_bfloat16(float x) { return from_float<chorale::bfloat16>(x).bits; }
+inline float reciprocal_of_normal(float x) { return 1 / x; }
 template <bool bfloat16>
 u32 pack(float low, float high) {
   static_assert(bfloat16);
@@ -110,31 +112,45 @@ void give_registers() {}
 
 // What a TensorMap holds here: 16-bit values, sizes and strides from the fastest dimension on.
 struct Map {
-  const u16* data;
+  u16* data;
   long long size[4], stride[4];
   int box[4];
-};
-inline void copy_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2, int c3) {
-  Map m;
-  std::memcpy(&m, map, sizeof m);
-  const u32 first = shared_address(to);
-  const int rows = m.box[1] * m.box[2] * m.box[3];
-  std::memset(::memory + first, 0xff, static_cast<std::size_t>(rows) * 128);  // NaN until it is there
-  emulation::do_later([=] {
-    for (int row = 0; row < rows; ++row) {
-      const long long at[4] = {c0, c1 + row % m.box[1], c2 + row / m.box[1] % m.box[2],
-                               c3 + row / m.box[1] / m.box[2]};
+
+  int rows() const { return box[1] * box[2] * box[3]; }
+  // f(shared, value) of each of a box's values: where it lies in shared memory, and in the tensor, or null.
+  template <class F>
+  void for_each(std::array<int, 4> first, u32 shared, F&& f) const {
+    for (int row = 0; row < rows(); ++row) {
+      const long long at[4] = {first[0], first[1] + row % box[1], first[2] + row / box[1] % box[2],
+                               first[3] + row / box[1] / box[2]};
       for (int column = 0; column < 64; ++column) {
-        bool inside = at[0] + column < m.size[0];
+        bool inside = at[0] + column < size[0];
         long long offset = at[0] + column;
         for (int d = 1; d < 4; ++d) {
-          inside = inside && at[d] >= 0 && at[d] < m.size[d];
-          offset += at[d] * m.stride[d];
+          inside = inside && at[d] >= 0 && at[d] < size[d];
+          offset += at[d] * stride[d];
         }
-        const u16 value = inside ? m.data[offset] : u16(0);
-        std::memcpy(::memory + swizzled(first + static_cast<u32>(row * 128 + 2 * column)), &value, 2);
+        f(::memory + swizzled(shared + static_cast<u32>(row * 128 + 2 * column)),
+          inside ? data + offset : nullptr);
       }
     }
+  }
+};
+inline Map map_at(const void* map) {
+  Map m;
+  std::memcpy(&m, map, sizeof m);
+  return m;
+}
+inline void copy_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2, int c3) {
+  const Map m = map_at(map);
+  const u32 first = shared_address(to);
+  const int rows = m.rows();
+  std::memset(::memory + first, 0xff, static_cast<std::size_t>(rows) * 128);  // NaN until it is there
+  emulation::do_later([=] {
+    m.for_each({c0, c1, c2, c3}, first, [](void* shared, const u16* value) {
+      const u16 zero = 0;
+      std::memcpy(shared, value == nullptr ? &zero : value, 2);
+    });
     Barrier& now = barrier_at(shared_address(barrier));
     now.bytes -= rows * 128;
     end_phase_if_complete(now);
@@ -143,6 +159,23 @@ inline void copy_box(void* to, const void* map, u64* barrier, int c0, int c1, in
 inline void copy_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2) {
   copy_box(to, map, barrier, c0, c1, c2, 0);
 }
+// Stores are read late, too, from what is in shared memory then.
+inline void store_box(const void* map, int c0, int c1, int c2, u32 from) {
+  emulation::Thread& asks = emulation::thread();
+  ++asks.stores;
+  emulation::do_later([m = map_at(map), c0, c1, c2, from, &asks] {
+    m.for_each({c0, c1, c2, 0}, from, [](const void* shared, u16* value) {
+      if (value != nullptr) std::memcpy(value, shared, 2);
+    });
+    --asks.stores;
+  });
+}
+inline void end_store_group() {}
+inline void wait_for_stores() {
+  const emulation::Thread& asked = emulation::thread();
+  emulation::wait_until([&] { return asked.stores == 0; });
+}
+inline void wait_for_stores_read() { wait_for_stores(); }
 inline void prefetch_tensor_map(const void*) {}
 
 // --- memory
