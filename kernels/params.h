@@ -12,7 +12,8 @@
 //     KeyValues program_keys(tables, int b, int k);
 //           what the other two read of tables by the key alone, once for all rows
 //     bool  program_visible(tables, int b, int h, int q, int k, const KeyValues&);
-//     float program_score(tables, float score, int b, int h, int q, int k, const KeyValues&);
+//     float program_score(tables, float score, float scale, int b, int h, int q, int k, const KeyValues&);
+//           what the program calls the score is score * scale
 //     int   program_coverage(tables, int b, int h_first, int h_last, int q_first, int q_last,
 //                            int k_first, int k_last);
 //           0: no pair of the box is visible, 2: all are, 1: not known

@@ -134,6 +134,11 @@ __device__ __forceinline__ float fast_tanh(float x) {
   const float e = approximate_exp2(__fmul_rn(x, 0x1.715476p+1f));
   return __fmaf_rn(-2.0f, approximate_reciprocal(__fadd_rn(e, 1.0f)), 1.0f);
 }
+// cap tanh(x factor), the same way.
+__device__ __forceinline__ float fast_cap(float x, float factor, float cap) {
+  const float e = approximate_exp2(__fmul_rn(x, __fmul_rn(factor, 0x1.715476p+1f)));
+  return __fmaf_rn(__fmul_rn(-2.0f, cap), approximate_reciprocal(__fadd_rn(e, 1.0f)), cap);
+}
 
 // ---- Tables. Outside of a table its edge is read, so that positions beyond a sequence's end do no harm.
 

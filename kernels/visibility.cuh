@@ -43,7 +43,7 @@ __device__ __forceinline__ float finished_score(const ForwardParams& params, flo
                                                 int q, int k, bool is_partial, Key key) {
   const TableView* tables = params.plan.tables;
   if constexpr (Config::scored)
-    score = program_score(tables, __fmul_rn(score, params.scale), sequence, h, q, k, key());
+    score = program_score(tables, score, params.scale, sequence, h, q, k, key());
   if constexpr (Config::masked)
     if (is_partial && !program_visible(tables, sequence, h, q, k, key())) return -infinity;
   return score;

@@ -17,8 +17,9 @@ namespace {
 
 using Instruction = Program::Instruction;
 
-// What every instruction can be on a device, for any batch and any values of the tables.
-std::vector<Bounds> device_bounds(const Program& program) {
+// What every instruction can be on a device, for any batch and any values of the tables, where positions are
+// below `positions`.
+std::vector<Bounds> device_bounds(const Program& program, std::int64_t positions) {
   std::vector<Bounds> bounds;
   const auto operand = [&](const Instruction& instruction, int j) -> const Bounds& {
     return bounds[static_cast<std::size_t>(instruction.operands[j < arity(instruction.op) ? j : 0])];
@@ -36,10 +37,10 @@ std::vector<Bounds> device_bounds(const Program& program) {
         bounds.push_back(Bounds::integers(0, cuda_heads - 1));
         continue;
       case Op::q:
-        bounds.push_back(Bounds::integers(-cuda_positions, cuda_positions - 1));
+        bounds.push_back(Bounds::integers(-positions, positions - 1));
         continue;
       case Op::k:
-        bounds.push_back(Bounds::integers(0, cuda_positions - 1));
+        bounds.push_back(Bounds::integers(0, positions - 1));
         continue;
       case Op::table_1d:
       case Op::table_2d:
@@ -118,7 +119,7 @@ std::string_view operator_of(Op op) {
 class Emitter {
  public:
   Emitter(const Program& program, std::size_t first_table)
-      : program_(program), first_table_(first_table), bounds_(device_bounds(program)) {
+      : program_(program), first_table_(first_table), bounds_(device_bounds(program, cuda_positions)) {
     find_key_loads();
   }
   virtual ~Emitter() = default;
@@ -127,14 +128,13 @@ class Emitter {
   const std::vector<std::int32_t>& key_loads() const { return key_loads_; }
 
   // The statements, and what the last one's value is called.
-  std::pair<std::string, std::string> emit() {
+  std::pair<std::string, std::string> emit() const {
     std::string statements;
-    const auto size = static_cast<std::int32_t>(program_.instructions().size());
-    for (std::int32_t i = 0; i < size; ++i) {
+    for (std::int32_t i = 0; i < size(); ++i) {
       if (!is_used(i)) continue;
       statements += fmt::format("  const {} v{} = {};\n", type_name(i), i, expression(i));
     }
-    return {std::move(statements), name(size - 1)};
+    return {std::move(statements), name(size() - 1)};
   }
 
  protected:
@@ -183,6 +183,7 @@ class Emitter {
   }
   // Of an instruction: no row decides it.
   bool is_of_key(std::int32_t i) const { return is_of_key_[static_cast<std::size_t>(i)]; }
+  std::int32_t size() const { return static_cast<std::int32_t>(program_.instructions().size()); }
 
  private:
   void find_key_loads() {
@@ -213,9 +214,34 @@ class PointEmitter : public Emitter {
  public:
   // Its key loads are key.v[first_key_value] and on.
   PointEmitter(const Program& program, std::size_t first_table, bool is_score, std::size_t first_key_value)
-      : Emitter(program, first_table), is_score_(is_score), first_key_value_(first_key_value) {}
+      : Emitter(program, first_table),
+        is_score_(is_score),
+        exact_bounds_(device_bounds(program, cuda_float_positions)),
+        is_needed_(static_cast<std::size_t>(size())),
+        first_key_value_(first_key_value) {
+    is_needed_.back() = true;
+    for (std::int32_t i = size() - 1; i >= 0; --i)
+      if (is_needed_[static_cast<std::size_t>(i)])
+        for (const std::int32_t x : what_is_named(i)) is_needed_[static_cast<std::size_t>(x)] = true;
+  }
+
+  std::int64_t right_positions() const {
+    for (std::int32_t i = 0; i < size(); ++i)
+      if (is_used(i) && is_exact_conversion(i)) return cuda_float_positions;
+    return cuda_positions;
+  }
+  // What comes first: the score where the program takes it as it is.
+  std::string_view first_statement() const {
+    for (std::int32_t i = 0; i < size(); ++i)
+      if (at(i).op == Op::score && is_needed_[static_cast<std::size_t>(i)])
+        return "  const float scaled = __fmul_rn(score, scale);\n";
+    return {};
+  }
 
  protected:
+  bool is_used(std::int32_t i) const override {
+    return Emitter::is_used(i) && is_needed_[static_cast<std::size_t>(i)];
+  }
   std::string leaf(std::int32_t i) const override {
     switch (at(i).op) {
       case Op::constant_bool:
@@ -233,7 +259,7 @@ class PointEmitter : public Emitter {
       case Op::k:
         return "k";
       default:
-        return "score";
+        return "scaled";
     }
   }
   std::string type_name(std::int32_t i) const override {
@@ -263,6 +289,7 @@ class PointEmitter : public Emitter {
       case Op::logical_not:
         return fmt::format("!{}", value(i, 0));
       case Op::to_float:
+        if (is_exact_conversion(i)) return exact_float(at(i).operands[0]);
         return fmt::format("{}({})", is_wide(at(i).operands[0]) ? "__ll2float_rn" : "__int2float_rn",
                            value(i, 0));
       default:
@@ -284,7 +311,100 @@ class PointEmitter : public Emitter {
   }
 
  private:
+  // Integers up to this are floats to the last digit: sums and differences of two positions below
+  // cuda_float_positions.
+  static constexpr std::int64_t exact_floats = 1 << 24;
+  // An integer that is made of positions by what floats do as well: a score takes it as a float from the
+  // beginning, which is several times as fast.
+  bool is_exact(std::int32_t i) const {
+    const Bounds& bounds = exact_bounds_[static_cast<std::size_t>(i)];
+    if (bounds.least < -exact_floats || bounds.most > exact_floats) return false;
+    switch (at(i).op) {
+      case Op::q:
+      case Op::k:
+      case Op::constant_int:
+        return true;
+      case Op::negate:
+      case Op::absolute:
+        return is_exact(at(i).operands[0]);
+      case Op::add:
+      case Op::subtract:
+        return is_exact(at(i).operands[0]) && is_exact(at(i).operands[1]);
+      default:
+        return false;
+    }
+  }
+  bool is_exact_conversion(std::int32_t i) const {
+    return is_score_ && at(i).op == Op::to_float && is_exact(at(i).operands[0]);
+  }
+  std::string exact_float(std::int32_t i) const {
+    const auto x = [&](int j) { return exact_float(at(i).operands[j]); };
+    switch (at(i).op) {
+      case Op::constant_int:
+        return float_literal(static_cast<float>(at(i).integer));
+      case Op::negate:
+        return fmt::format("-({})", x(0));
+      case Op::absolute:
+        return fmt::format("fabsf({})", x(0));
+      case Op::add:
+        return fmt::format("__fadd_rn({}, {})", x(0), x(1));
+      case Op::subtract:
+        return fmt::format("__fsub_rn({}, {})", x(0), x(1));
+      default:
+        return fmt::format("__int2float_rn({})", leaf(i));
+    }
+  }
+  // What the score is multiplied by, where an instruction does that and no more; 0: it does not.
+  float score_factor(std::int32_t i) const {
+    if (at(i).op == Op::divide && operand(i, 0).op == Op::score) return score_reciprocal(i);
+    if (at(i).op != Op::multiply) return 0;
+    for (const int j : {0, 1})
+      if (operand(i, j).op == Op::score && operand(i, 1 - j).op == Op::constant_float)
+        return static_cast<float>(operand(i, 1 - j).floating);
+    return 0;
+  }
+  // An operation on the score itself takes the product's scale along; empty: it is no such.
+  std::string of_score(std::int32_t i) const {
+    if (arity(at(i).op) != 2) return {};
+    if (const float factor = score_factor(i); factor != 0)
+      return fmt::format("__fmul_rn(score, __fmul_rn(scale, {}))", float_literal(factor));
+    const bool first = operand(i, 0).op == Op::score, second = operand(i, 1).op == Op::score;
+    if (first == second) return {};
+    if (at(i).op == Op::add) return fmt::format("__fmaf_rn(score, scale, {})", value(i, first ? 1 : 0));
+    if (at(i).op != Op::subtract) return {};
+    return first ? fmt::format("__fmaf_rn(score, scale, -({}))", value(i, 1))
+                 : fmt::format("__fmaf_rn(-score, scale, {})", value(i, 0));
+  }
+  // c tanh(x), as a cap is written: the operand that is the tangent; -1: it is not one.
+  int tangent_of_cap(std::int32_t i) const {
+    if (!is_score_ || at(i).op != Op::multiply) return -1;
+    for (const int j : {0, 1})
+      if (operand(i, j).op == Op::tanh && operand(i, 1 - j).op == Op::constant_float) return j;
+    return -1;
+  }
+  std::string capped(std::int32_t i, int tangent) const {
+    const std::int32_t x = at(at(i).operands[tangent]).operands[0];
+    const std::string cap = value(i, 1 - tangent);
+    if (const float factor = score_factor(x); factor != 0)
+      return fmt::format("fast_cap(score, __fmul_rn(scale, {}), {})", float_literal(factor), cap);
+    return fmt::format("fast_cap({}, 1.0f, {})", name(x), cap);
+  }
+  // The instructions whose values the text of one names.
+  std::vector<std::int32_t> what_is_named(std::int32_t i) const {
+    if (is_exact_conversion(i)) return {};
+    if (is_table(at(i).op) && std::ranges::count(key_loads(), i) != 0) return {};
+    std::vector<std::int32_t> named(at(i).operands, at(i).operands + arity(at(i).op));
+    if (const int j = tangent_of_cap(i); j >= 0) {
+      const std::int32_t x = at(at(i).operands[j]).operands[0];
+      return score_factor(x) != 0 ? std::vector<std::int32_t>{} : std::vector{x};
+    }
+    if (!of_score(i).empty()) std::erase_if(named, [&](std::int32_t x) { return at(x).op == Op::score; });
+    return named;
+  }
+
   std::string floating(std::int32_t i) const {
+    if (std::string text = of_score(i); !text.empty()) return text;
+    if (const int j = tangent_of_cap(i); j >= 0) return capped(i, j);
     const auto binary = [&](std::string_view function) {
       return fmt::format("{}({}, {})", function, value(i, 0), value(i, 1));
     };
@@ -329,6 +449,8 @@ class PointEmitter : public Emitter {
   }
 
   bool is_score_;
+  std::vector<Bounds> exact_bounds_;
+  std::vector<bool> is_needed_;
 
  protected:
   const std::size_t first_key_value_;
@@ -353,7 +475,7 @@ class KeyEmitter final : public PointEmitter {
   }
 
  private:
-  bool is_used(std::int32_t i) const override { return PointEmitter::is_used(i) && is_of_key(i); }
+  bool is_used(std::int32_t i) const override { return Emitter::is_used(i) && is_of_key(i); }
   std::string read(std::int32_t i) const override { return load(i); }
 };
 
@@ -404,11 +526,11 @@ class IntervalEmitter final : public Emitter {
   }
 };
 
-std::string point_function(std::string_view signature, const Program& program, PointEmitter emitter) {
+std::string point_function(std::string_view signature, const Program& program, const PointEmitter& emitter) {
   const auto [statements, value] = emitter.emit();
   return fmt::format(
-      "// {}\n__device__ __forceinline__ {} {{\n  using namespace program;\n{}  return {};\n}}\n",
-      program.to_string(), signature, statements, value);
+      "// {}\n__device__ __forceinline__ {} {{\n  using namespace program;\n{}{}  return {};\n}}\n",
+      program.to_string(), signature, emitter.first_statement(), statements, value);
 }
 
 }  // namespace
@@ -424,6 +546,10 @@ Status check_cuda_programs(const Program& mask, const Program& score) {
     return Status::unsupported(
         fmt::format("mask and score: {} tables: must be at most {}", tables, cuda_tables));
   return Status::ok();
+}
+
+std::int64_t cuda_score_positions(const Program& score) {
+  return programs::PointEmitter(score, 0, true, 0).right_positions();
 }
 
 std::string emit_cuda(const Program& mask, const Program& score) {
@@ -445,7 +571,7 @@ std::string emit_cuda(const Program& mask, const Program& score) {
       visible);
   text += "\n";
   text += point_function(
-      "float program_score(const TableView* tables, float score, int b, int h, int q, int k,\n"
+      "float program_score(const TableView* tables, float score, float scale, int b, int h, int q, int k,\n"
       "                                               const KeyValues& key)",
       score, scored);
   const auto [statements, value] = IntervalEmitter(mask, 0).emit();

@@ -25,7 +25,7 @@ Status write_cases(const std::string& folder) {
         "    {{[](const TableView* t, int b, int h, int q, int k) {{\n"
         "       return program_visible_{0}(t, b, h, q, k, program_keys_{0}(t, b, k));\n     }},\n"
         "     [](const TableView* t, float score, int b, int h, int q, int k) {{\n"
-        "       return program_score_{0}(t, score, b, h, q, k, program_keys_{0}(t, b, k));\n     }},\n"
+        "       return program_score_{0}(t, score, 1, b, h, q, k, program_keys_{0}(t, b, k));\n     }},\n"
         "     program_coverage_{0}}},\n",
         entry.name);
   }

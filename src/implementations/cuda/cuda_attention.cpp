@@ -30,19 +30,6 @@ Status check_head_dims(const Problem& problem) {
                   problem.value_dim(), problem.head_dim));
 }
 
-// Lengths that the emitted programs and the kernels' 32-bit positions are right for.
-Status check_lengths(const Batch& batch) {
-  constexpr std::int64_t margin = 4096;  // positions of a tile past the end are computed too
-  for (int s = 0; s < batch.sequences(); ++s)
-    if (const int most = std::max(batch.q_len(s), batch.kv_len(s)); most > cuda_positions - margin)
-      return Status::unsupported(
-          fmt::format("sequence {} has {} positions: must be at most {}", s, most, cuda_positions - margin));
-  if (batch.sequences() > cuda_sequences)
-    return Status::unsupported(
-        fmt::format("{} sequences: must be at most {}", batch.sequences(), cuda_sequences));
-  return Status::ok();
-}
-
 }  // namespace
 
 Status supports_problem(const Problem& problem) {
@@ -97,7 +84,6 @@ class CudaAttention final : public Implementation {
   Result<std::shared_ptr<const Plan>> plan(const Problem& problem, const Batch& batch,
                                            const Device& device) const override {
     CHORALE_RETURN_IF_ERROR(supports(problem, device, Phase::forward));
-    CHORALE_RETURN_IF_ERROR(check_lengths(batch));
     CHORALE_ASSIGN_OR_RETURN(Gpu * gpu, Gpu::get(device.ordinal));
     CHORALE_ASSIGN_OR_RETURN(
         std::shared_ptr<CudaPlan> made,

@@ -17,8 +17,9 @@ inline KeyValues program_keys(const TableView* tables, int, int k) {
 inline bool program_visible(const TableView* tables, int b, int, int q, int k, const KeyValues& key) {
   return k <= q && program_keys(tables, b, q).v[0] == key.v[0];
 }
-inline float program_score(const TableView*, float score, int, int, int, int, const KeyValues&) {
-  return score;
+inline float program_score(const TableView*, float score, float scale, int, int, int, int,
+                           const KeyValues&) {
+  return score * scale;
 }
 inline int program_coverage(const TableView* tables, int, int, int, int q_first, int q_last, int k_first,
                             int k_last) {
