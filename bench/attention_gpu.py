@@ -28,8 +28,8 @@ import numpy
 
 from chorale_c import Chorale, Failure
 from gpu_cases import (CHUNKS, DECODE, DECODE_HEADS, DECODE_KV_HEADS, DIM, FORWARD, H200_COPY, MASK_HEADS, NO_CHUNKS, PAGES,
-                       ROTATE_BYTES, TILE, TOKENS, WRONG, decode_request, forward_request, mask_request, mask_rows, page_table,
-                       plan_lengths)
+                       ROTATE_BYTES, TILE, TOKENS, WORK_FLOPS, WRONG, decode_request, forward_request, launches_of, mask_request,
+                       mask_rows, page_table, plan_lengths)
 from gpu_compile import compile_kernels, compile_peers, say
 from gpu_report import Report, card_state, sm_clock
 from gpu_watch import RESUME, Progress, watch
@@ -135,9 +135,9 @@ class Bench:
             name = f"{batch} × {length}, {heads}/{kv_heads}{'' if causal else ', not causal'}"
             q, k, v = (self.random(batch * length, h, DIM) for h in (heads, kv_heads, kv_heads))
             steps = self.forward_steps(shape, peers, q, k, v)
-            captured = self.capture(steps, 3, name)
-            samples = self.race.run(captured)
-            flops = 4 * batch * heads * length**2 * DIM / (2 if causal else 1) / 1e6
+            flops = 4 * batch * heads * length**2 * DIM / (2 if causal else 1)
+            captured = self.capture(steps, launches_of(flops), name)
+            samples, flops = self.race.run(captured), flops / 1e6
             clock = sm_clock()
             cells = [cell for peer in peers for cell in (self.rate(samples, peer, flops), self.ratio(samples, "Chorale", peer))]
             of_it = f"{flops / samples['Chorale'].median / anchor:.2f}" if anchor and "Chorale" in samples else "–"
@@ -189,9 +189,9 @@ class Bench:
             q, k, v = (self.random(batch * length, h, DIM) for h in (heads, kv_heads, kv_heads))
             steps = {**self.chorale_forward(forward_request(*shape), q, k, v),
                      **self.chorale_forward(forward_request(*shape, NO_CHUNKS), q, k, v, "Chorale, one chunk")}
-            captured = self.capture(steps, 3, name)
-            samples = self.race.run(captured)
-            flops = 4 * batch * heads * length**2 * DIM / 2 / 1e6
+            flops = 4 * batch * heads * length**2 * DIM / 2
+            captured = self.capture(steps, launches_of(flops), name)
+            samples, flops = self.race.run(captured), flops / 1e6
             cost = samples["Chorale"].median / samples["Chorale, one chunk"].median - 1 if len(samples) == 2 else None
             self.report.row([name, self.rate(samples, "Chorale", flops), self.rate(samples, "Chorale, one chunk", flops),
                              "–" if cost is None else f"{cost:+.1%}"])
@@ -294,9 +294,9 @@ class Bench:
             mask, build_ms = built[row.text]
             if mask is not None:
                 steps[p.FLEX] = lambda i: p.flex(tq, tk, tv, mask, row.score_mod)
-            captured = self.capture(steps, 3, row.name)
-            samples = self.race.run(captured)
-            flops = 4 * MASK_HEADS * DIM * pairs / 1e6
+            flops = 4 * MASK_HEADS * DIM * pairs
+            captured = self.capture(steps, launches_of(flops), row.name)
+            samples, flops = self.race.run(captured), flops / 1e6
             both = "Chorale" in samples and p.FLEX in samples
             cost = "–"
             if "Chorale" in samples and "Chorale causal" in samples:
@@ -331,13 +331,13 @@ class Bench:
 
     def plan(self, runs=200):
         self.report.table("plan", "Host time of a step's plan, 256 sequences that decode, 1 to 4096 keys: µs, median (least to most)",
-                          ["page", "plan", "its first forward (copies it to the GPU)", "a later forward"])
+                          ["page", "plan, pages as in the step before", "plan, every page another", "its first forward (copies it to the GPU)", "a later forward"])
         lengths = plan_lengths()
         for page in self.progress.rows("plan", PAGES):
             made = decode_request(lengths, page)
             q = self.random(len(lengths), DECODE_HEADS, DIM)
             k, v = (self.random(made.pages * page, DECODE_KV_HEADS, DIM) for _ in range(2))
-            times = [numpy.zeros(runs) for _ in range(3)]
+            times = [numpy.zeros(runs) for _ in range(4)]
             stream = ctypes.c_void_p(self.race.stream.cuda_stream)
             try:
                 self.chorale.check(self.chorale.c.chorale_plan_seconds(
@@ -359,7 +359,7 @@ class Bench:
              f"cuDNN {torch.backends.cudnn.version()}; NVRTC {self.chorale.text('nvrtc')}")
         line(f"- {'; '.join(f'{peer}: ' + (why or 'there') for peer, why in self.installed.items())}"
              f"{''.join(f'; {what} of FlashAttention-3: {side.name}' for what, side in self.peers.flash_3.items())}")
-        line(f"- Every side's step is captured in a CUDA graph (3 launches; decode: at least 10, each on other keys, of {ROTATE_BYTES / 1e6:.0f} MB or more). "
+        line(f"- Every side's step is captured in a CUDA graph (forward, masks and chunks: {WORK_FLOPS / 1e12:.0f} TFLOP, at least 3 launches; decode: at least 10, each on other keys, of {ROTATE_BYTES / 1e6:.0f} MB or more). "
              f"A sample is one replay between two events, after {self.gap * 1e3:.0f} ms of idle, over its launches. Sides take turns. Median; "
              "the spread is the interquartile range over the median. × is the peer's time over Chorale's.")
         line("- Chorale writes the log-sum-exp too in forward and masks. PyTorch's decode reads dense keys: it has no pages. Keys and values count in GB/s. "

@@ -40,9 +40,15 @@ Result<double> compile(const CaseRequest& request) {
   return seconds;
 }
 
-struct HostSeconds {
-  double *plan, *first_forward, *later_forward;  // one for each run
+struct HostSeconds {  // one for each run
+  double *plan, *changed_plan, *first_forward, *later_forward;
 };
+
+// The same lengths in other pages.
+Batch in_other_pages(Batch batch, int pages, int by) {
+  for (std::int32_t& page : batch.block_table) page = (page + by) % pages;
+  return batch;
+}
 
 Status time_plan(const CaseRequest& request, const ForwardTensors& tensors, int runs,
                  const HostSeconds& seconds) {
@@ -52,16 +58,21 @@ Status time_plan(const CaseRequest& request, const ForwardTensors& tensors, int 
                            Attention::create(problem, request.implementation, device));
   CHORALE_ASSIGN_OR_RETURN(cuda::Gpu * gpu, cuda::Gpu::get(device.ordinal));
   const Batch batch = make_batch(request);
+  // Three, since plans take turns at two places in pinned memory.
+  const Batch others[] = {batch, in_other_pages(batch, request.pages, 1),
+                          in_other_pages(batch, request.pages, 2)};
   CHORALE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan, attention.plan(batch));  // finds the kernels
-  for (int run = 0; run < runs; ++run) {
+  for (int run = 0; run < 2 * runs; ++run) {
+    const bool changes = run >= runs;
     auto start = Clock::now();
-    CHORALE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> next, attention.plan(batch));
-    seconds.plan[run] = seconds_since(start);
+    CHORALE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> next,
+                             attention.plan(changes ? others[run % 3] : batch));
+    (changes ? seconds.changed_plan : seconds.plan)[run % runs] = seconds_since(start);
     plan = std::move(next);  // a step's plan lives until the next one's is there
     for (double* taken : {seconds.first_forward, seconds.later_forward}) {
       start = Clock::now();
       CHORALE_RETURN_IF_ERROR(attention.forward(*plan, tensors));
-      taken[run] = seconds_since(start);
+      taken[run % runs] = seconds_since(start);
     }
     const cuda::Gpu::Scope scope(*gpu);
     CHORALE_RETURN_IF_ERROR(gpu->driver().check(
@@ -111,10 +122,12 @@ int chorale_compile(const CaseRequest* request, double* seconds) {
   return 1;
 }
 
-// Host time of `runs` steps: making a plan, its first forward (which copies the plan to the GPU) and one
-// more. Tensors as for chorale_forward, keys in pages.
+// Host time of `runs` steps: making a plan whose pages are those of the step before, one of which every page
+// is another, a plan's first forward (which copies the plan to the GPU) and one more. Tensors as for
+// chorale_forward, keys in pages.
 int chorale_plan_seconds(const CaseRequest* request, const void* q, const void* k, const void* v, void* out,
-                         void* stream, int runs, double* plan, double* first_forward, double* later_forward) {
+                         void* stream, int runs, double* plan, double* changed_plan, double* first_forward,
+                         double* later_forward) {
   const auto problem = bench::make_problem(*request);
   if (bench::failed(problem.status())) return 0;
   const std::int64_t rows = bench::make_batch(*request).total_q();
@@ -127,8 +140,8 @@ int chorale_plan_seconds(const CaseRequest* request, const void* q, const void* 
   };
   const ForwardTensors tensors{
       .q = queries(q), .k = keys(k), .v = keys(v), .out = queries(out), .stream = stream};
-  return bench::failed(bench::time_plan(*request, tensors, runs, {plan, first_forward, later_forward})) ? 0
-                                                                                                        : 1;
+  const bench::HostSeconds seconds{plan, changed_plan, first_forward, later_forward};
+  return bench::failed(bench::time_plan(*request, tensors, runs, seconds)) ? 0 : 1;
 }
 
 }  // extern "C"

@@ -1,5 +1,7 @@
 """The shapes of bench/attention_gpu.py, the figures they are compared with, and what Chorale is asked for."""
 
+import math
+
 import numpy
 
 from chorale_c import request
@@ -22,6 +24,7 @@ DECODE = {(1, 1024): 12.7, (16, 1024): 25.8, (256, 1024): 294, (1, 8192): 19.6, 
 H200_COPY = 4280  # GB/s, of the card that those are from
 PAGES = (16, 64)
 DECODE_HEADS, DECODE_KV_HEADS = 32, 8
+WORK_FLOPS = 2e12  # of a sample at least: beside some 3 ms of work, events and an idle card's waking are a small share
 ROTATE_BYTES = 800e6  # a graph's launches read other keys, so that no cache holds them
 TILE = 128  # rows and keys of the forward kernel
 WINDOW, PREFIX, DOCUMENT, MASK_HEADS = 1024, 4096, 1000, 16
@@ -95,3 +98,8 @@ def all_requests(rows):
              "masks": [mask_request(row) for row in mask_rows(None)],
              "plan": [decode_request(plan_lengths(), page) for page in PAGES]}
     return [made for kind in rows for made in kinds.get(kind, [])]
+
+
+def launches_of(flops):
+    """So many launches of a forward are a sample."""
+    return max(3, math.ceil(WORK_FLOPS / flops))

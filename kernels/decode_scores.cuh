@@ -65,11 +65,12 @@ __device__ __forceinline__ void apply_programs(Scores& scores, const ForwardPara
     const int row = part.row(e);
     const int q = item.q_position + row / Config::group;
     const int h = params.first_query_head + pass.kv_head * Config::group + row % Config::group;
+    const RowValues values = program_rows(params.plan.tables, item.sequence, h, q);
 #pragma unroll
     for (int i = 0; i < 2 * key_blocks; ++i) {
       const int k = (pass.tile + part.tile) * Config::tile + 8 * i + threadIdx.x % 32 / 4;
       float& score = scores[i / 2][i % 2 * 2 + e];
-      score = finished_score(params, score, item.sequence, h, q, k, is_partial,
+      score = finished_score(params, score, item.sequence, h, q, k, is_partial, values,
                              [&] { return program_keys(params.plan.tables, item.sequence, k); });
       if (is_partial && k >= item.kv_len) score = -infinity;
     }

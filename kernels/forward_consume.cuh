@@ -38,17 +38,43 @@ __device__ __forceinline__ void multiply_values(float (&out)[out_count], const u
   wgmma_commit();
 }
 
-// What the programs need of a tile's keys: each lane has read its share.
-class TileKeys {
+// A row as the programs name it.
+struct RowName {
+  int h, q;
+  __device__ __forceinline__ RowName(const ForwardParams& params, const Item& item, int row)
+      : h(params.first_query_head + item.kv_head * Config::group + row % Config::group),
+        q(item.q_position + row / Config::group) {}
+};
+
+// Whether a tile's scores go through programs.
+__device__ __forceinline__ bool runs_programs(Step step) {
+  return Config::scored || (Config::masked && (step.flags & Step::partial) != 0);
+}
+
+// What the programs read of tables for a tile, where they run: a thread its two rows' values, each lane its
+// share of the keys'. To be read before the scores are there.
+class TileValues {
  public:
-  __device__ __forceinline__ TileKeys(const ForwardParams& params, int sequence, int tile, int lane) {
+  RowValues row[2];
+
+  __device__ __forceinline__ TileValues(const ForwardParams& params, const Item& item, const ThreadRows& rows,
+                                        Step step) {
+    if (!runs_programs(step)) return;
+    const int lane = lane_now();
+    const TableView* tables = params.plan.tables;
+    if constexpr (RowValues::count > 0)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const RowName name(params, item, rows.of(r, lane));
+        row[r] = program_rows(tables, item.sequence, name.h, name.q);
+      }
     if constexpr (KeyValues::count > 0)
 #pragma unroll
       for (int i = 0; i < Config::tile / 32; ++i)
-        share_[i] = program_keys(params.plan.tables, sequence, tile * Config::tile + 32 * i + lane);
+        share_[i] = program_keys(tables, item.sequence, step.tile * Config::tile + 32 * i + lane);
   }
   // Of column 8 i + 2 (lane % 4) + e, where a score lies. Every lane takes part.
-  __device__ __forceinline__ KeyValues of(int i, int e, int lane) const {
+  __device__ __forceinline__ KeyValues key(int i, int e, int lane) const {
     KeyValues key;
 #pragma unroll
     for (int n = 0; n < KeyValues::count; ++n)
@@ -62,31 +88,30 @@ class TileKeys {
 
 // Score and mask programs.
 __device__ __forceinline__ void apply_programs(float (&scores)[score_count], const ForwardParams& params,
-                                               const Item& item, const ThreadRows& rows, Step step) {
-  const bool is_partial = (step.flags & Step::partial) != 0;
-  if (!Config::scored && !(Config::masked && is_partial)) return;
+                                               const Item& item, const ThreadRows& rows, Step step,
+                                               const TileValues& values) {
+  if (!runs_programs(step)) return;
   const int lane = lane_now();
-  const TileKeys keys(params, item.sequence, step.tile, lane);
 #pragma unroll
   for (int i = 0; i < score_count / 4; ++i)
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int k = step.tile * Config::tile + 8 * i + 2 * (lane % 4) + e;
-      const KeyValues key = keys.of(i, e, lane);
+      const KeyValues key = values.key(i, e, lane);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const int row = rows.of(r, lane);
-        const int q = item.q_position + row / Config::group;
-        const int h = params.first_query_head + item.kv_head * Config::group + row % Config::group;
+        const RowName name(params, item, rows.of(r, lane));
         float& score = scores[4 * i + 2 * r + e];
-        score = finished_score(params, score, item.sequence, h, q, k, is_partial, [&] { return key; });
+        score = finished_score(params, score, item.sequence, name.h, name.q, k,
+                               (step.flags & Step::partial) != 0, values.row[r], [&] { return key; });
       }
     }
 }
 // And the sequence's end.
 __device__ __forceinline__ void finish_scores(float (&scores)[score_count], const ForwardParams& params,
-                                              const Item& item, const ThreadRows& rows, Step step) {
-  apply_programs(scores, params, item, rows, step);
+                                              const Item& item, const ThreadRows& rows, Step step,
+                                              const TileValues& values) {
+  apply_programs(scores, params, item, rows, step, values);
   if ((step.flags & Step::past_end) == 0) return;
   const int live = item.kv_len - step.tile * Config::tile - 2 * (lane_now() % 4);
 #pragma unroll
@@ -114,10 +139,8 @@ __device__ __forceinline__ void add_infinite_values(float (&out)[out_count], con
     for (int r = 0; r < 2; ++r) {
       const u32 pair = __shfl_sync(~0u, pairs[key / 8 * 2 + r], key % 8 / 2, 4);
       probability[r] = unpack<Config::bfloat16>(key % 2 == 0 ? pair : pair >> 16);
-      const int row = rows.of(r, lane);
-      visible[r] = is_visible(params, item.sequence,
-                              params.first_query_head + item.kv_head * Config::group + row % Config::group,
-                              item.q_position + row / Config::group, k);
+      const RowName name(params, item, rows.of(r, lane));
+      visible[r] = is_visible(params, item.sequence, name.h, name.q, k);
     }
     const SlotPlace place = find_slot(params.plan, item, k);
     const u16* values = static_cast<const u16*>(params.v_rows.data) + place.page * params.v_page_stride +
@@ -219,10 +242,11 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     state.reset();
     await_query(item);
     ask_for_scores(item);
+    const TileValues values(params, shared.item[item.index], rows, step);
     wgmma_wait<0>();
     pin(scores);
     release_keys(item, step, 0.f);
-    finish_scores(scores, params, shared.item[item.index], rows, step);
+    finish_scores(scores, params, shared.item[item.index], rows, step, values);
     state.take(scores, params.factor, rescale, [](float) {});
     pack(p, scores);
 
@@ -239,6 +263,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
         if ((following.flags & Step::pause) != 0) break;
         await_query(of_following);
       }
+      const TileValues values(params, shared.item[of_following.index], rows, following);
       wait_for_turn(warpgroup);
       ask_for_scores(of_following);
       ask_for_values(fresh);
@@ -254,9 +279,10 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
         // exponential runs in the 8 clocks that one takes. It would wait for P V at the very beginning, but
         // does not move that ahead of the keys' release, and this not ahead of the exponentials that it is
         // tied to. What the pins hold here would else go behind the next branch.
+        const Step whole{0, following.tile};
         wgmma_wait<1>();
         pin(scores);
-        apply_programs(scores, params, shared.item[item.index], rows, Step{0, following.tile});
+        apply_programs(scores, params, shared.item[item.index], rows, whole, values);
         const bool rises = state.take(scores, params.factor, rescale,
                                       [&](float midway) { release_keys(item, following, midway); });
         wgmma_wait<0>();
@@ -273,7 +299,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
         wgmma_wait<1>();
         pin(scores);
         release_keys(of_following, following, 0.f);
-        finish_scores(scores, params, shared.item[of_following.index], rows, following);
+        finish_scores(scores, params, shared.item[of_following.index], rows, following, values);
         const bool rises = state.take(scores, params.factor, rescale, [](float) {});
         wgmma_wait_behind(item_ends);
         pin(out);

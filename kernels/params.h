@@ -8,11 +8,14 @@
 // Before a kernel's sources the host puts the constants of config.cuh, this file, and "program.cuh", which is
 // no file here: it is made of the mask and the score (src/mask/emit_cuda.h), with h counted from
 // ForwardParams::first_query_head and `tables` = PlanView::tables:
+//     struct RowValues { static constexpr int count; int v[...]; };
 //     struct KeyValues { static constexpr int count; int v[...]; };
+//     RowValues program_rows(tables, int b, int h, int q);
 //     KeyValues program_keys(tables, int b, int k);
-//           what the other two read of tables by the key alone, once for all rows
-//     bool  program_visible(tables, int b, int h, int q, int k, const KeyValues&);
-//     float program_score(tables, float score, float scale, int b, int h, int q, int k, const KeyValues&);
+//           what the next two read of tables by the row alone, once for all keys, or the other way round
+//     bool  program_visible(tables, int b, int h, int q, int k, const RowValues&, const KeyValues&);
+//     float program_score(tables, float score, float scale, int b, int h, int q, int k, const RowValues&,
+//                         const KeyValues&);
 //           what the program calls the score is score * scale
 //     int   program_coverage(tables, int b, int h_first, int h_last, int q_first, int q_last,
 //                            int k_first, int k_last);

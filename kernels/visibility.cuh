@@ -32,7 +32,8 @@ __device__ __forceinline__ int tile_coverage(const PlanView& plan, const RowRang
 
 __device__ __forceinline__ bool is_visible(const ForwardParams& params, int sequence, int h, int q, int k) {
   const TableView* tables = params.plan.tables;
-  return program_visible(tables, sequence, h, q, k, program_keys(tables, sequence, k));
+  return program_visible(tables, sequence, h, q, k, program_rows(tables, sequence, h, q),
+                         program_keys(tables, sequence, k));
 }
 
 // The score of one query and key as the softmax takes it: through the score program, and -infinity where the
@@ -40,12 +41,13 @@ __device__ __forceinline__ bool is_visible(const ForwardParams& params, int sequ
 // it does no harm. A tile that is not `partial` is seen whole. key(): the key's values of the programs.
 template <class Key>
 __device__ __forceinline__ float finished_score(const ForwardParams& params, float score, int sequence, int h,
-                                                int q, int k, bool is_partial, Key key) {
+                                                int q, int k, bool is_partial, const RowValues& row,
+                                                Key key) {
   const TableView* tables = params.plan.tables;
   if constexpr (Config::scored)
-    score = program_score(tables, score, params.scale, sequence, h, q, k, key());
+    score = program_score(tables, score, params.scale, sequence, h, q, k, row, key());
   if constexpr (Config::masked)
-    if (is_partial && !program_visible(tables, sequence, h, q, k, key())) return -infinity;
+    if (is_partial && !program_visible(tables, sequence, h, q, k, row, key())) return -infinity;
   return score;
 }
 

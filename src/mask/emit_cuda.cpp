@@ -17,9 +17,8 @@ namespace {
 
 using Instruction = Program::Instruction;
 
-// What every instruction can be on a device, for any batch and any values of the tables, where positions are
-// below `positions`.
-std::vector<Bounds> device_bounds(const Program& program, std::int64_t positions) {
+// What every instruction can be on a device, for any batch and any values of the tables.
+std::vector<Bounds> device_bounds(const Program& program) {
   std::vector<Bounds> bounds;
   const auto operand = [&](const Instruction& instruction, int j) -> const Bounds& {
     return bounds[static_cast<std::size_t>(instruction.operands[j < arity(instruction.op) ? j : 0])];
@@ -37,10 +36,10 @@ std::vector<Bounds> device_bounds(const Program& program, std::int64_t positions
         bounds.push_back(Bounds::integers(0, cuda_heads - 1));
         continue;
       case Op::q:
-        bounds.push_back(Bounds::integers(-positions, positions - 1));
+        bounds.push_back(Bounds::integers(-cuda_positions, cuda_positions - 1));
         continue;
       case Op::k:
-        bounds.push_back(Bounds::integers(0, positions - 1));
+        bounds.push_back(Bounds::integers(0, cuda_positions - 1));
         continue;
       case Op::table_1d:
       case Op::table_2d:
@@ -115,17 +114,23 @@ std::string_view operator_of(Op op) {
   return op == Op::logical_or ? "||" : symbol(op);
 }
 
+// What a value is of, where it is of one only: all of a row's keys share it, or all of a key's rows. The
+// sequence is both's.
+enum class Side { row, key };
+constexpr std::string_view side_name(Side side) { return side == Side::row ? "row" : "key"; }
+
 // What both readings of a program have in common: names of values, and which integers need 64 bits.
 class Emitter {
  public:
   Emitter(const Program& program, std::size_t first_table)
-      : program_(program), first_table_(first_table), bounds_(device_bounds(program, cuda_positions)) {
-    find_key_loads();
+      : program_(program), first_table_(first_table), bounds_(device_bounds(program)) {
+    find_loads();
   }
   virtual ~Emitter() = default;
 
-  // Reads of tables that depend on the key alone (and on the sequence): one value for all rows.
-  const std::vector<std::int32_t>& key_loads() const { return key_loads_; }
+  // Reads of tables that depend on one side only: one value for all of the other. Those that depend on
+  // neither are the row's.
+  const std::vector<std::int32_t>& loads(Side side) const { return loads_[static_cast<std::size_t>(side)]; }
 
   // The statements, and what the last one's value is called.
   std::pair<std::string, std::string> emit() const {
@@ -181,55 +186,58 @@ class Emitter {
     if (at(i).op == Op::table_2d) text += ", " + value(i, 1);
     return text;
   }
-  // Of an instruction: no row decides it.
-  bool is_of_key(std::int32_t i) const { return is_of_key_[static_cast<std::size_t>(i)]; }
+  // Of an instruction: the other side does not decide it.
+  bool is_of(Side side, std::int32_t i) const {
+    const Dependence& on = dependence_[static_cast<std::size_t>(i)];
+    return !on.score && !(side == Side::row ? on.key : on.row);
+  }
   std::int32_t size() const { return static_cast<std::int32_t>(program_.instructions().size()); }
 
  private:
-  void find_key_loads() {
-    std::vector<bool> has_key;
+  struct Dependence {
+    bool row, key, score;
+  };
+  void find_loads() {
     for (const Instruction& instruction : program_.instructions()) {
-      bool of_key = instruction.op != Op::h && instruction.op != Op::q && instruction.op != Op::score;
-      bool key = instruction.op == Op::k;
-      for (int j = 0; j < arity(instruction.op); ++j) {
-        const auto x = static_cast<std::size_t>(instruction.operands[j]);
-        of_key = of_key && is_of_key_[x];
-        key = key || has_key[x];
+      const Op op = instruction.op;
+      Dependence on{op == Op::h || op == Op::q, op == Op::k, op == Op::score};
+      for (int j = 0; j < arity(op); ++j) {
+        const Dependence& x = dependence_[static_cast<std::size_t>(instruction.operands[j])];
+        on = {on.row || x.row, on.key || x.key, on.score || x.score};
       }
-      if (is_table(instruction.op) && of_key && key)
-        key_loads_.push_back(static_cast<std::int32_t>(is_of_key_.size()));
-      is_of_key_.push_back(of_key);
-      has_key.push_back(key);
+      if (is_table(op) && !on.score && !(on.row && on.key))
+        loads_[static_cast<std::size_t>(on.key ? Side::key : Side::row)].push_back(
+            static_cast<std::int32_t>(dependence_.size()));
+      dependence_.push_back(on);
     }
   }
 
   const Program& program_;
   std::size_t first_table_;
   std::vector<Bounds> bounds_;
-  std::vector<bool> is_of_key_;
-  std::vector<std::int32_t> key_loads_;
+  std::vector<Dependence> dependence_;
+  std::vector<std::int32_t> loads_[2];  // of a Side
+};
+
+// Where a program's loads stand among those of the mask and the score: row.v[row] and on, key.v[key] and on.
+struct FirstValues {
+  std::size_t row = 0, key = 0;
+  std::size_t of(Side side) const { return side == Side::row ? row : key; }
 };
 
 class PointEmitter : public Emitter {
  public:
-  // Its key loads are key.v[first_key_value] and on.
-  PointEmitter(const Program& program, std::size_t first_table, bool is_score, std::size_t first_key_value)
+  PointEmitter(const Program& program, std::size_t first_table, bool is_score, FirstValues first_values = {})
       : Emitter(program, first_table),
         is_score_(is_score),
-        exact_bounds_(device_bounds(program, cuda_float_positions)),
         is_needed_(static_cast<std::size_t>(size())),
-        first_key_value_(first_key_value) {
+        first_values_(first_values) {
     is_needed_.back() = true;
     for (std::int32_t i = size() - 1; i >= 0; --i)
       if (is_needed_[static_cast<std::size_t>(i)])
         for (const std::int32_t x : what_is_named(i)) is_needed_[static_cast<std::size_t>(x)] = true;
   }
 
-  std::int64_t right_positions() const {
-    for (std::int32_t i = 0; i < size(); ++i)
-      if (is_used(i) && is_exact_conversion(i)) return cuda_float_positions;
-    return cuda_positions;
-  }
   // What comes first: the score where the program takes it as it is.
   std::string_view first_statement() const {
     for (std::int32_t i = 0; i < size(); ++i)
@@ -289,71 +297,40 @@ class PointEmitter : public Emitter {
       case Op::logical_not:
         return fmt::format("!{}", value(i, 0));
       case Op::to_float:
-        if (is_exact_conversion(i)) return exact_float(at(i).operands[0]);
-        return fmt::format("{}({})", is_wide(at(i).operands[0]) ? "__ll2float_rn" : "__int2float_rn",
-                           value(i, 0));
+        if (is_float_of_absolute(i)) return fmt::format("fabsf({})", as_float(operand(i, 0).operands[0]));
+        return as_float(at(i).operands[0]);
       default:
         break;
     }
     return operands == Type::floating ? floating(i) : result(i, call(i));
   }
 
-  // Of a table: where it depends on the key alone, what program_keys has read.
+  // Of a table: where it depends on one side alone, what program_rows or program_keys has read.
   virtual std::string read(std::int32_t i) const {
-    const auto found = std::find(key_loads().begin(), key_loads().end(), i);
-    if (found == key_loads().end()) return load(i);
-    const std::string value =
-        fmt::format("key.v[{}]", first_key_value_ + static_cast<std::size_t>(found - key_loads().begin()));
-    return at(i).type == Type::floating ? fmt::format("__int_as_float({})", value) : value;
+    for (const Side side : {Side::row, Side::key}) {
+      const auto found = std::ranges::find(loads(side), i);
+      if (found == loads(side).end()) continue;
+      const std::string value = loaded(side, static_cast<std::size_t>(found - loads(side).begin()));
+      return at(i).type == Type::floating ? fmt::format("__int_as_float({})", value) : value;
+    }
+    return load(i);
+  }
+  std::string loaded(Side side, std::size_t n) const {
+    return fmt::format("{}.v[{}]", side_name(side), first_values_.of(side) + n);
+  }
+  std::string as_float(std::int32_t i) const {
+    return fmt::format("{}({})", is_wide(i) ? "__ll2float_rn" : "__int2float_rn", name(i));
   }
   std::string load(std::int32_t i) const {
     return fmt::format("load<{}>({})", at(i).type == Type::floating ? "float" : "int", table(i));
   }
 
  private:
-  // Integers up to this are floats to the last digit: sums and differences of two positions below
-  // cuda_float_positions.
-  static constexpr std::int64_t exact_floats = 1 << 24;
-  // An integer that is made of positions by what floats do as well: a score takes it as a float from the
-  // beginning, which is several times as fast.
-  bool is_exact(std::int32_t i) const {
-    const Bounds& bounds = exact_bounds_[static_cast<std::size_t>(i)];
-    if (bounds.least < -exact_floats || bounds.most > exact_floats) return false;
-    switch (at(i).op) {
-      case Op::q:
-      case Op::k:
-      case Op::constant_int:
-        return true;
-      case Op::negate:
-      case Op::absolute:
-        return is_exact(at(i).operands[0]);
-      case Op::add:
-      case Op::subtract:
-        return is_exact(at(i).operands[0]) && is_exact(at(i).operands[1]);
-      default:
-        return false;
-    }
+  // |x| of an integer that becomes a float: it can become one first, and then the sign costs nothing.
+  bool is_float_of_absolute(std::int32_t i) const {
+    return at(i).op == Op::to_float && operand(i, 0).op == Op::absolute;
   }
-  bool is_exact_conversion(std::int32_t i) const {
-    return is_score_ && at(i).op == Op::to_float && is_exact(at(i).operands[0]);
-  }
-  std::string exact_float(std::int32_t i) const {
-    const auto x = [&](int j) { return exact_float(at(i).operands[j]); };
-    switch (at(i).op) {
-      case Op::constant_int:
-        return float_literal(static_cast<float>(at(i).integer));
-      case Op::negate:
-        return fmt::format("-({})", x(0));
-      case Op::absolute:
-        return fmt::format("fabsf({})", x(0));
-      case Op::add:
-        return fmt::format("__fadd_rn({}, {})", x(0), x(1));
-      case Op::subtract:
-        return fmt::format("__fsub_rn({}, {})", x(0), x(1));
-      default:
-        return fmt::format("__int2float_rn({})", leaf(i));
-    }
-  }
+
   // What the score is multiplied by, where an instruction does that and no more; 0: it does not.
   float score_factor(std::int32_t i) const {
     if (at(i).op == Op::divide && operand(i, 0).op == Op::score) return score_reciprocal(i);
@@ -391,8 +368,9 @@ class PointEmitter : public Emitter {
   }
   // The instructions whose values the text of one names.
   std::vector<std::int32_t> what_is_named(std::int32_t i) const {
-    if (is_exact_conversion(i)) return {};
-    if (is_table(at(i).op) && std::ranges::count(key_loads(), i) != 0) return {};
+    if (is_float_of_absolute(i)) return {operand(i, 0).operands[0]};
+    for (const Side side : {Side::row, Side::key})
+      if (std::ranges::count(loads(side), i) != 0) return {};
     std::vector<std::int32_t> named(at(i).operands, at(i).operands + arity(at(i).op));
     if (const int j = tangent_of_cap(i); j >= 0) {
       const std::int32_t x = at(at(i).operands[j]).operands[0];
@@ -449,34 +427,35 @@ class PointEmitter : public Emitter {
   }
 
   bool is_score_;
-  std::vector<Bounds> exact_bounds_;
   std::vector<bool> is_needed_;
 
  protected:
-  const std::size_t first_key_value_;
+  const FirstValues first_values_;
 };
 
-// The part of a program that program_keys runs.
-class KeyEmitter final : public PointEmitter {
+// The part of a program that program_rows or program_keys runs.
+class LoadEmitter final : public PointEmitter {
  public:
-  using PointEmitter::PointEmitter;
+  LoadEmitter(Side side, const Program& program, std::size_t first_table, bool is_score, FirstValues first)
+      : PointEmitter(program, first_table, is_score, first), side_(side) {}
 
-  // Statements that read its key values.
-  std::string emit_loads() {
-    if (key_loads().empty()) return {};
+  // Statements that read its values.
+  std::string emit_loads() const {
+    if (loads(side_).empty()) return {};
     std::string text = emit().first;
-    for (std::size_t n = 0; n < key_loads().size(); ++n) {
-      const std::int32_t i = key_loads()[n];
-      const std::string value =
-          at(i).type == Type::floating ? fmt::format("__float_as_int({})", name(i)) : name(i);
-      text += fmt::format("  key.v[{}] = {};\n", first_key_value_ + n, value);
+    for (std::size_t n = 0; n < loads(side_).size(); ++n) {
+      const std::int32_t i = loads(side_)[n];
+      text += fmt::format("  {} = {};\n", loaded(side_, n),
+                          at(i).type == Type::floating ? fmt::format("__float_as_int({})", name(i)) : name(i));
     }
     return fmt::format("  {{\n{}  }}\n", text);
   }
 
  private:
-  bool is_used(std::int32_t i) const override { return Emitter::is_used(i) && is_of_key(i); }
+  bool is_used(std::int32_t i) const override { return Emitter::is_used(i) && is_of(side_, i); }
   std::string read(std::int32_t i) const override { return load(i); }
+
+  Side side_;
 };
 
 // Floats are not followed: a comparison of floats is not known.
@@ -548,31 +527,32 @@ Status check_cuda_programs(const Program& mask, const Program& score) {
   return Status::ok();
 }
 
-std::int64_t cuda_score_positions(const Program& score) {
-  return programs::PointEmitter(score, 0, true, 0).right_positions();
-}
-
 std::string emit_cuda(const Program& mask, const Program& score) {
   using namespace programs;
   const std::size_t tables = mask.tables().size();
-  const PointEmitter visible(mask, 0, false, 0);
-  const std::size_t mask_values = visible.key_loads().size();
-  const PointEmitter scored(score, tables, true, mask_values);
-  std::string text = fmt::format(
-      "#pragma once\n#include \"program_math.cuh\"\n\nnamespace chorale::kernels {{\n\n"
-      "struct KeyValues {{\n  static constexpr int count = {0};\n  int v[count + 1];  // no array is "
-      "empty\n}};\n"
-      "__device__ __forceinline__ KeyValues program_keys(const TableView* tables, int b, int k) {{\n"
-      "  using namespace program;\n  KeyValues key{{}};\n{1}{2}  return key;\n}}\n\n",
-      mask_values + scored.key_loads().size(), KeyEmitter(mask, 0, false, 0).emit_loads(),
-      KeyEmitter(score, tables, true, mask_values).emit_loads());
+  const PointEmitter visible(mask, 0, false);
+  const FirstValues of_score{visible.loads(Side::row).size(), visible.loads(Side::key).size()};
+  const PointEmitter scored(score, tables, true, of_score);
+  std::string text = "#pragma once\n#include \"program_math.cuh\"\n\nnamespace chorale::kernels {\n\n";
+  const auto add_loads = [&](Side side, std::string_view type, std::string_view parameters) {
+    text += fmt::format(
+        "struct {0} {{\n  static constexpr int count = {1};\n  int v[count + 1];  // no array is empty\n}};\n"
+        "__device__ __forceinline__ {0} program_{2}s(const TableView* tables, {3}) {{\n"
+        "  using namespace program;\n  {0} {2}{{}};\n{4}{5}  return {2};\n}}\n\n",
+        type, of_score.of(side) + scored.loads(side).size(), side_name(side), parameters,
+        LoadEmitter(side, mask, 0, false, {}).emit_loads(),
+        LoadEmitter(side, score, tables, true, of_score).emit_loads());
+  };
+  add_loads(Side::row, "RowValues", "int b, int h, int q");
+  add_loads(Side::key, "KeyValues", "int b, int k");
   text += point_function(
-      "bool program_visible(const TableView* tables, int b, int h, int q, int k, const KeyValues& key)", mask,
-      visible);
+      "bool program_visible(const TableView* tables, int b, int h, int q, int k, const RowValues& row,\n"
+      "                                                const KeyValues& key)",
+      mask, visible);
   text += "\n";
   text += point_function(
       "float program_score(const TableView* tables, float score, float scale, int b, int h, int q, int k,\n"
-      "                                               const KeyValues& key)",
+      "                                               const RowValues& row, const KeyValues& key)",
       score, scored);
   const auto [statements, value] = IntervalEmitter(mask, 0).emit();
   text += fmt::format(

@@ -20,11 +20,6 @@ inline constexpr std::size_t cuda_instructions = 512;  // of a program: kernels 
 // ok, or which of these limits a mask or a score passes.
 Status check_cuda_programs(const Program& mask, const Program& score);
 
-// The positions for which the emitted score is right: cuda_positions, or cuda_float_positions where it takes
-// positions as floats.
-inline constexpr std::int64_t cuda_float_positions = 1 << 23;
-std::int64_t cuda_score_positions(const Program& score);
-
 // The functions that kernels/params.h names. The text depends on the instructions and the types
 // of the tables, not on their values or sizes: a kernel serves every batch. Tables are numbered: the mask's,
 // then the score's.

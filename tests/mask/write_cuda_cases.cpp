@@ -16,16 +16,16 @@ Status write_cases(const std::string& folder) {
     CHORALE_RETURN_IF_ERROR(write_file(
         folder + "/" + file,
         fmt::format("// {}\n{}", entry.name, emit_cuda(entry.mask.program(), entry.score.program()))));
-    const char* const names[] = {"program_visible", "program_score", "program_coverage", "program_keys",
-                                 "KeyValues"};
+    const char* const names[] = {"program_visible", "program_score", "program_coverage", "program_rows",
+                                 "program_keys",    "RowValues",     "KeyValues"};
     for (const char* name : names) includes += fmt::format("#define {0} {0}_{1}\n", name, entry.name);
     includes += fmt::format("#include \"{}\"\n", file);
     for (const char* name : names) includes += fmt::format("#undef {}\n", name);
     entries += fmt::format(
         "    {{[](const TableView* t, int b, int h, int q, int k) {{\n"
-        "       return program_visible_{0}(t, b, h, q, k, program_keys_{0}(t, b, k));\n     }},\n"
+        "       return program_visible_{0}(t, b, h, q, k, program_rows_{0}(t, b, h, q), program_keys_{0}(t, b, k));\n     }},\n"
         "     [](const TableView* t, float score, int b, int h, int q, int k) {{\n"
-        "       return program_score_{0}(t, score, 1, b, h, q, k, program_keys_{0}(t, b, k));\n     }},\n"
+        "       return program_score_{0}(t, score, 1, b, h, q, k, program_rows_{0}(t, b, h, q), program_keys_{0}(t, b, k));\n     }},\n"
         "     program_coverage_{0}}},\n",
         entry.name);
   }

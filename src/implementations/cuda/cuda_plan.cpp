@@ -42,21 +42,16 @@ Batch without_table(const Batch& batch) {
 }
 
 // Lengths that the emitted programs and the kernels' 32-bit positions are right for.
-Status check_lengths(const Problem& problem, const Batch& batch) {
+Status check_lengths(const Batch& batch) {
+  constexpr std::int64_t margin = 4096;  // positions of a tile past the end are computed too
+  for (int s = 0; s < batch.sequences(); ++s)
+    if (const int most = std::max(batch.q_len(s), batch.kv_len(s)); most > cuda_positions - margin)
+      return Status::unsupported(
+          fmt::format("sequence {} has {} positions: must be at most {}", s, most, cuda_positions - margin));
   if (batch.sequences() > cuda_sequences)
     return Status::unsupported(
         fmt::format("{} sequences: must be at most {}", batch.sequences(), cuda_sequences));
-  constexpr std::int64_t margin = 4096;  // positions of a tile past the end are computed too
-  int most = 0, longest = 0;
-  for (int s = 0; s < batch.sequences(); ++s)
-    if (const int positions = std::max(batch.q_len(s), batch.kv_len(s)); positions > most)
-      most = positions, longest = s;
-  if (most <= cuda_float_positions - margin) return Status::ok();
-  const std::int64_t right = cuda_score_positions(problem.score.program());
-  if (most <= right - margin) return Status::ok();
-  return Status::unsupported(
-      fmt::format("sequence {} has {} positions: must be at most {}{}", longest, most, right - margin,
-                  right < cuda_positions ? " where a score takes positions as floats" : ""));
+  return Status::ok();
 }
 
 }  // namespace
@@ -147,7 +142,7 @@ Result<std::shared_ptr<CudaPlan>> CudaPlan::create(std::string_view implementati
                                                    const Problem& problem, const Batch& batch,
                                                    const Order& order) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem, batch));
-  CHORALE_RETURN_IF_ERROR(check_lengths(bound, batch));
+  CHORALE_RETURN_IF_ERROR(check_lengths(batch));
   std::shared_ptr<CudaPlan> plan(
       new CudaPlan(implementation, gpu, std::move(bound), without_table(batch), order));
   const WorkSizes work = measure_work(plan->problem(), batch, order);
@@ -175,7 +170,7 @@ CudaPlan::~CudaPlan() {
 
 Status CudaPlan::update(const Batch& batch, void* stream) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem(), batch));
-  CHORALE_RETURN_IF_ERROR(check_lengths(bound, batch));
+  CHORALE_RETURN_IF_ERROR(check_lengths(batch));
   const WorkSizes work = measure_work(bound, batch, order_, decode_positions_);
   CHORALE_RETURN_IF_ERROR(check_room(sizes_of(bound, batch, work), room_));
   // A kernel without work ends at once.

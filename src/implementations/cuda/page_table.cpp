@@ -16,6 +16,9 @@ std::int64_t pages_of(const Batch& batch, int sequence) {
   return (std::int64_t{batch.kv_len(sequence)} + size - 1) >> std::countr_zero(size);
 }
 
+// What is there already is not written again: from step to step little changes, and a line that the GPU has
+// copied from is slow to write.
+//
 // Copying and looking for the largest are one pass: most of a plan's time where pages are small.
 std::uint32_t copy_row_plainly(const std::int32_t* from, std::int64_t count, std::int32_t* to) {
   std::uint32_t largest = 0;
@@ -39,7 +42,9 @@ std::uint32_t copy_plainly(const Batch& batch, std::int32_t* to) {
 __attribute__((target("avx2"))) inline __m256i copy_eight(const std::int32_t* from, std::int32_t* to,
                                                           __m256i most) {
   const __m256i pages = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), pages);
+  const __m256i there = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(to));
+  const __m256i differs = _mm256_xor_si256(pages, there);
+  if (!_mm256_testz_si256(differs, differs)) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), pages);
   return _mm256_max_epu32(most, pages);
 }
 

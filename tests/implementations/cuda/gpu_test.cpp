@@ -370,19 +370,16 @@ TEST_F(OnHopper, SaysWhatItCannotTake) {
   const auto bad = attention_->plan(test.problem, beyond, Device::cuda()).value();
   EXPECT_EQ(cuda_attention().forward(*bad, device.tensors()).code(), Code::out_of_range);
 
-  // Floats are positions to the last digit only so far.
-  constexpr int keys = 1 << 23;
+  // Positions have 32 bits.
+  constexpr int keys = 1 << 30;
   Batch long_one;
   long_one.cu_seqlens_q = {0, 1};
   long_one.kv_lens = {keys};
   long_one.page_size = 256;
   long_one.block_table_stride = keys / long_one.page_size;
   long_one.block_table.resize(static_cast<std::size_t>(long_one.block_table_stride));
-  Problem with_positions = test.problem;
-  with_positions.score = score::alibi(score::alibi_slopes(2));
-  EXPECT_THAT(attention_->plan(with_positions, long_one, Device::cuda()).status().message(),
-              HasSubstr("sequence 0 has 8388608 positions: must be at most 8384512 where a score takes "
-                        "positions as floats"));
+  EXPECT_THAT(attention_->plan(test.problem, long_one, Device::cuda()).status().message(),
+              HasSubstr("sequence 0 has 1073741824 positions: must be at most 1073737728"));
 
   // Every page of many is looked at.
   test.page_size = 1;

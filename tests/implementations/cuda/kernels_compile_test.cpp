@@ -171,8 +171,9 @@ TEST_F(KernelsCompile, EmittedProgramsCompile) {
     extern "C" __global__ void chorale_forward(chorale::kernels::PlanView plan, float* out) {
       using namespace chorale::kernels;
       const int k = threadIdx.x, q = blockIdx.x;
+      const RowValues row = program_rows(plan.tables, 0, 1, q);
       const KeyValues key = program_keys(plan.tables, 0, k);
-      out[k] = program_visible(plan.tables, 0, 1, q, k, key) ? program_score(plan.tables, out[k], 0.1f, 0, 1, q, k, key) : 0;
+      out[k] = program_visible(plan.tables, 0, 1, q, k, row, key) ? program_score(plan.tables, out[k], 0.1f, 0, 1, q, k, row, key) : 0;
       out[k] += program_coverage(plan.tables, 0, 1, 1, q, q + 3, k, k + 3);
     })";
   const auto made = (*Nvrtc::get().operator->())

@@ -9,15 +9,20 @@ struct KeyValues {
   static constexpr int count = 1;
   int v[count];
 };
+using RowValues = KeyValues;
 inline KeyValues program_keys(const TableView* tables, int, int k) {
   return {{tables[0].columns == 0
                ? 0
                : static_cast<const int*>(tables[0].values)[std::min(k, tables[0].columns - 1)]}};
 }
-inline bool program_visible(const TableView* tables, int b, int, int q, int k, const KeyValues& key) {
-  return k <= q && program_keys(tables, b, q).v[0] == key.v[0];
+inline RowValues program_rows(const TableView* tables, int b, int, int q) {
+  return program_keys(tables, b, q);
 }
-inline float program_score(const TableView*, float score, float scale, int, int, int, int,
+inline bool program_visible(const TableView*, int, int, int q, int k, const RowValues& row,
+                            const KeyValues& key) {
+  return k <= q && row.v[0] == key.v[0];
+}
+inline float program_score(const TableView*, float score, float scale, int, int, int, int, const RowValues&,
                            const KeyValues&) {
   return score * scale;
 }
