@@ -76,10 +76,10 @@ template <class Function>
 __device__ __forceinline__ void for_each_step(const ForwardParams& params, const Item& item,
                                               Function function) {
   VisibleTiles tiles(params, item.rows(params.first_query_head));
+  int flags = Step::chunk_start;
   for (bool more = true; more;) {
     const int tile = tiles.done() ? 0 : tiles.tile();
-    int flags = 0;
-    if (tiles.done() || tiles.is_partial()) flags = Step::partial | (item.careful ? Step::careful : 0);
+    if (tiles.done() || tiles.is_partial()) flags |= Step::partial | (item.careful ? Step::careful : 0);
     if ((tile + 1) * Config::tile > item.kv_len) flags |= Step::past_end;
     if (!tiles.done()) tiles.next();
     more = !tiles.done();
@@ -89,6 +89,7 @@ __device__ __forceinline__ void for_each_step(const ForwardParams& params, const
     else if (tiles.tile() / chunk_tiles != tile / chunk_tiles)
       flags |= Step::chunk_end;
     function(Step{flags, tile});
+    flags = (flags & Step::chunk_end) != 0 ? Step::chunk_start : 0;
   }
 }
 template <class Function>

@@ -182,9 +182,8 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   Softmax state;
   Total total(shared.out[warpgroup], rows);
 
-  const auto await_step = [&] {
+  const auto await_keys = [&] {
     mbarrier_wait(shared_address(shared.key_full, key.index), key.parity);
-    return read_step(shared, key.index);
   };
   const auto await_query = [&](ItemTurn turn) {
     const QueryTurn query(turn);
@@ -194,9 +193,10 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     multiply_keys(scores, shared_address(shared.query, QueryTurn(of).index) + own_rows,
                   shared_address(shared.key, key.index));
   };
-  const auto ask_for_values = [&](bool fresh) {
+  const auto ask_for_values = [&](Step step) {
     mbarrier_wait(shared_address(shared.value_safe, value.index), value.parity);
-    multiply_values(out, p, shared_address(shared.value, value.index), fresh);
+    multiply_values(out, p, shared_address(shared.value, value.index),
+                    (step.flags & Step::chunk_start) != 0);
   };
   // What the scores of `step` were made of is no longer needed; asked for after `when` is known.
   const auto release_keys = [&](ItemTurn of, Step step, float when) {
@@ -233,7 +233,8 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
 
   for (;; item.next()) {
     // Items without a pause: the first tile has nothing to run beside.
-    Step step = await_step();
+    await_keys();
+    Step step = read_step(shared, key.index);
     if ((step.flags & Step::none) != 0) break;
     if ((step.flags & Step::pause) != 0) {
       release_pause(item, step);
@@ -252,25 +253,25 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
 
     // `step` has its probabilities in p; `following`, of the same item or the next, gets them beside step's P
     // V.
-    bool fresh = true;
     for (;;) {
       const bool item_ends = (step.flags & Step::last) != 0;
       const bool chunk_ends = item_ends || (step.flags & Step::chunk_end) != 0;
       ItemTurn of_following = item;
-      const Step following = await_step();
+      await_keys();
       if (item_ends) {
         of_following.next();
-        if ((following.flags & Step::pause) != 0) break;
+        if ((read_step(shared, key.index).flags & Step::pause) != 0) break;
         await_query(of_following);
       }
-      const TileValues values(params, shared.item[of_following.index], rows, following);
       wait_for_turn(warpgroup);
       ask_for_scores(of_following);
-      ask_for_values(fresh);
+      const Step following = read_step(shared, key.index);  // beside the products: nothing waits for it
+      const TileValues values(params, shared.item[of_following.index], rows, following);
+      ask_for_values(step);
       pass_turn(warpgroup);
-      fresh = chunk_ends;
-      Softmax ended = state;
+      Softmax ended;
       if (chunk_ends) {
+        ended = state;
         ended.add_quad();
         state.reset();
       }
@@ -317,7 +318,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
       step = following;
     }
     // The last tile before a pause.
-    ask_for_values(fresh);
+    ask_for_values(step);
     wgmma_wait<0>();
     pin(out);
     add_infinite(step);

@@ -28,18 +28,17 @@ struct Turn {
   int index = 0;
   u32 parity = 0;
   __device__ __forceinline__ void next() {
-    if (++index == size) {
-      index = 0;
-      parity ^= 1;
-    }
+    const bool wraps = index == size - 1;
+    index = wraps ? 0 : index + 1;
+    parity ^= wraps;
   }
 };
 
 // A tile on its way to the consumers.
 struct Step {
-  static constexpr int partial = 1, last = 2, chunk_end = 4, careful = 8,
-                       past_end = 16,        // of the sequence: not all of its keys exist
-                       pause = 32, none = 64;  // no tile: as Item::sequence
+  static constexpr int partial = 1, last = 2, chunk_end = 4, chunk_start = 8, careful = 16,
+                       past_end = 32,           // of the sequence: not all of its keys exist
+                       pause = 64, none = 128;  // no tile: as Item::sequence
   int flags;
   int tile;
 };

@@ -102,13 +102,25 @@ class Total {
  public:
   // `memory`: of the warpgroup, ForwardMemory::out.
   __device__ __forceinline__ Total(unsigned char* memory, const ThreadRows& rows)
-      : memory_(shared_address(memory) + rows.warp * (16 * block_row_bytes) + threadIdx.x % 32 * 16) {
-    reset();
-  }
+      : memory_(shared_address(memory) + rows.warp * (16 * block_row_bytes) + threadIdx.x % 32 * 16) {}
   // Takes a chunk in.
   __device__ __forceinline__ void add(const Softmax& chunk, const float (&out)[out_count], float factor) {
+    if (any_) {
+      merge_in(chunk, out, factor, [&](int i, float4 x) { put(i, x); });
+      return;
+    }
     await_staging();
-    merge_in(chunk, out, factor, [&](int i, float4 x) { put(i, x); });
+    float w[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      w[r] = first_weight(chunk.reference[r]);
+      state_.reference[r] = chunk.reference[r];
+      state_.sum[r] = merge_first(chunk.sum[r], w[r]);
+    }
+#pragma unroll
+    for (int i = 0; i < out_count; i += 4)
+      put(i, float4{merge_first(out[i], w[0]), merge_first(out[i + 1], w[0]), merge_first(out[i + 2], w[1]),
+                    merge_first(out[i + 3], w[1])});
     any_ = true;
   }
   // The last chunk has ended: `chunk` and `out` become all of them. Merged into nothing they are as they are.
@@ -118,16 +130,12 @@ class Total {
              [&](int i, float4 x) { out[i] = x.x, out[i + 1] = x.y, out[i + 2] = x.z, out[i + 3] = x.w; });
     __syncwarp();  // all have read what outputs are staged over
     chunk = state_;
-    reset();
+    any_ = false;
   }
 
  private:
   static constexpr int stored = out_count > 32 ? 32 : 0, kept = out_count - stored;  // of out_count
 
-  __device__ __forceinline__ void reset() {
-    state_.reset();
-    any_ = false;
-  }
   // take(i, x): outputs i to i + 3 of total and chunk together.
   template <class Take>
   __device__ __forceinline__ void merge_in(const Softmax& chunk, const float (&out)[out_count], float factor,
@@ -141,7 +149,7 @@ class Total {
     }
 #pragma unroll
     for (int i = 0; i < out_count; i += 4) {
-      const float4 x = any_ ? get(i) : float4{};
+      const float4 x = get(i);
       take(i, float4{merge(x.x, out[i], w[0]), merge(x.y, out[i + 1], w[0]), merge(x.z, out[i + 2], w[1]),
                      merge(x.w, out[i + 3], w[1])});
     }
@@ -165,7 +173,7 @@ class Total {
   float kept_[kept];
   u32 memory_;
   Softmax state_;
-  bool any_;
+  bool any_ = false;
 };
 
 }  // namespace chorale::kernels

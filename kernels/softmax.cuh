@@ -51,6 +51,13 @@ __device__ __forceinline__ MergeWeights merge_weights(float total_reference, flo
 __device__ __forceinline__ float merge(float total, float chunk, const MergeWeights& weights) {
   return __fmaf_rn(chunk, weights.chunk, __fmul_rn(total, weights.total));
 }
+// What merging into nothing comes to, merge() of a total of 0 without a reference: the same bits.
+__device__ __forceinline__ float first_weight(float chunk_reference) {
+  return chunk_reference == -infinity ? -0.f : 1.f;
+}
+__device__ __forceinline__ float merge_first(float chunk, float weight) {
+  return __fmaf_rn(chunk, weight, -0.f);
+}
 
 // The end of a row: what the output is multiplied by, and the natural log of the sum of exponentials. `sink`
 // is a natural score, -infinity without one.
