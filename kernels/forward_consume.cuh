@@ -182,9 +182,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   Softmax state;
   Total total(shared.out[warpgroup], rows);
 
-  const auto await_keys = [&] {
-    mbarrier_wait(shared_address(shared.key_full, key.index), key.parity);
-  };
+  const auto await_keys = [&] { mbarrier_wait(shared_address(shared.key_full, key.index), key.parity); };
   const auto await_query = [&](ItemTurn turn) {
     const QueryTurn query(turn);
     mbarrier_wait(shared_address(shared.query_full, query.index), query.parity);
@@ -195,8 +193,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   };
   const auto ask_for_values = [&](Step step) {
     mbarrier_wait(shared_address(shared.value_safe, value.index), value.parity);
-    multiply_values(out, p, shared_address(shared.value, value.index),
-                    (step.flags & Step::chunk_start) != 0);
+    multiply_values(out, p, shared_address(shared.value, value.index), (step.flags & Step::chunk_start) != 0);
   };
   // What the scores of `step` were made of is no longer needed; asked for after `when` is known.
   const auto release_keys = [&](ItemTurn of, Step step, float when) {

@@ -37,8 +37,8 @@ struct Turn {
 // A tile on its way to the consumers.
 struct Step {
   static constexpr int partial = 1, last = 2, chunk_end = 4, chunk_start = 8, careful = 16,
-                       past_end = 32,           // of the sequence: not all of its keys exist
-                       pause = 64, none = 128;  // no tile: as Item::sequence
+                       past_end = 32,  // of the sequence: not all of its keys exist
+      pause = 64, none = 128;          // no tile: as Item::sequence
   int flags;
   int tile;
 };

@@ -50,15 +50,14 @@ __device__ __forceinline__ void store_rows(u32 staged, int column, int live, con
 #pragma unroll 1
   for (int i = lane / 8; i < live; i += 4) {
     const int row = rows.first() + i;
-    store_16_bytes_if(true,
-                      to + row / group * params.out.token_stride + row % group * params.out.head_stride,
+    store_16_bytes_if(true, to + row / group * params.out.token_stride + row % group * params.out.head_stride,
                       load_16_bytes(staged + i * block_row_bytes + (piece ^ i % 8) * 16));
   }
 }
 
 // Divides, rounds and stores a warp's 16 rows, 64 columns at a time: through shared memory, where every warp
-// has rows of its own, swizzled as the copy engine has it. True: all of the warp's outputs are finite, those of
-// rows that do not exist, too.
+// has rows of its own, swizzled as the copy engine has it. True: all of the warp's outputs are finite, those
+// of rows that do not exist, too.
 __device__ __forceinline__ bool store(float (&out)[out_count], const RowEnds& end,
                                       const ForwardParams& params, const Item& item, const ThreadRows& rows,
                                       unsigned char* staging) {

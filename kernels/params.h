@@ -134,15 +134,15 @@ constexpr int forward_warp_rows = 16;
 struct ForwardParams {
   // Boxes have rows of 128 bytes, swizzled (CU_TENSOR_MAP_SWIZZLE_128B); what lies outside of the tensor is
   // zero.
-  TensorMap q;  // dimensions head_dim, query heads, tokens; box 64, Config::group, Config::positions
-  TensorMap k;  // dimensions head_dim, KV heads, slots of a page, pages (packed keys: one page of all
-                // tokens); box 64 (fp8: 128), 1, the lesser of Config::tile and the page size, 1
-  TensorMap v;  // the same with value_dim
+  TensorMap q;          // dimensions head_dim, query heads, tokens; box 64, Config::group, Config::positions
+  TensorMap k;          // dimensions head_dim, KV heads, slots of a page, pages (packed keys: one page of all
+                        // tokens); box 64 (fp8: 128), 1, the lesser of Config::tile and the page size, 1
+  TensorMap v;          // the same with value_dim
   TensorMap out_boxes;  // the forward kernel's, where forward_warp_rows is a multiple of Config::group:
                         // dimensions value_dim, query heads, tokens; box 64, Config::group, forward_warp_rows
                         // / Config::group
   Rows out;             // the same memory
-  Rows k_rows, v_rows;                     // the same memory as k and v: token_stride between slots of a page
+  Rows k_rows, v_rows;  // the same memory as k and v: token_stride between slots of a page
   long long k_page_stride, v_page_stride;  // elements
   float* lse;                              // [tokens, query heads] or null
   const float* sinks;                      // [query heads] or null

@@ -242,7 +242,8 @@ __device__ __forceinline__ void wait_for_stores_read() {
 __device__ __forceinline__ void wait_for_stores() {
   asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
-// The same as copy_box of a tensor of 4 or 5 dimensions that is read once: it is the first to leave the L2 cache.
+// The same as copy_box of a tensor of 4 or 5 dimensions that is read once: it is the first to leave the L2
+// cache.
 constexpr u64 evict_first = 0x12f0000000000000;  // as createpolicy makes it
 __device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1,
                                                   int c2, int c3) {

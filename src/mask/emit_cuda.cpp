@@ -445,8 +445,9 @@ class LoadEmitter final : public PointEmitter {
     std::string text = emit().first;
     for (std::size_t n = 0; n < loads(side_).size(); ++n) {
       const std::int32_t i = loads(side_)[n];
-      text += fmt::format("  {} = {};\n", loaded(side_, n),
-                          at(i).type == Type::floating ? fmt::format("__float_as_int({})", name(i)) : name(i));
+      text +=
+          fmt::format("  {} = {};\n", loaded(side_, n),
+                      at(i).type == Type::floating ? fmt::format("__float_as_int({})", name(i)) : name(i));
     }
     return fmt::format("  {{\n{}  }}\n", text);
   }

@@ -23,9 +23,11 @@ Status write_cases(const std::string& folder) {
     for (const char* name : names) includes += fmt::format("#undef {}\n", name);
     entries += fmt::format(
         "    {{[](const TableView* t, int b, int h, int q, int k) {{\n"
-        "       return program_visible_{0}(t, b, h, q, k, program_rows_{0}(t, b, h, q), program_keys_{0}(t, b, k));\n     }},\n"
+        "       return program_visible_{0}(t, b, h, q, k, program_rows_{0}(t, b, h, q), program_keys_{0}(t, "
+        "b, k));\n     }},\n"
         "     [](const TableView* t, float score, int b, int h, int q, int k) {{\n"
-        "       return program_score_{0}(t, score, 1, b, h, q, k, program_rows_{0}(t, b, h, q), program_keys_{0}(t, b, k));\n     }},\n"
+        "       return program_score_{0}(t, score, 1, b, h, q, k, program_rows_{0}(t, b, h, q), "
+        "program_keys_{0}(t, b, k));\n     }},\n"
         "     program_coverage_{0}}},\n",
         entry.name);
   }
