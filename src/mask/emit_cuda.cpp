@@ -453,7 +453,7 @@ class LoadEmitter final : public PointEmitter {
   }
 
  private:
-  bool is_used(std::int32_t i) const override { return Emitter::is_used(i) && is_of(side_, i); }
+  bool is_used(std::int32_t i) const override { return arity(at(i).op) > 0 && is_of(side_, i); }
   std::string read(std::int32_t i) const override { return load(i); }
 
   Side side_;

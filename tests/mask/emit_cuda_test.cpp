@@ -17,7 +17,6 @@ namespace chorale {
 namespace {
 
 using testing::CudaCase;
-using testing::CudaFunctions;
 using ::testing::HasSubstr;
 using ::testing::Not;
 

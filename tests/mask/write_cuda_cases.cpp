@@ -14,7 +14,7 @@ Status write_cases(const std::string& folder) {
     const std::string file = entry.name + ".cuh";
     // The case's name first: "once" means once for all files of the same content.
     CHORALE_RETURN_IF_ERROR(write_file(
-        folder + "/" + file,
+        fmt::format("{}/{}", folder, file),
         fmt::format("// {}\n{}", entry.name, emit_cuda(entry.mask.program(), entry.score.program()))));
     const char* const names[] = {"program_visible", "program_score", "program_coverage", "program_rows",
                                  "program_keys",    "RowValues",     "KeyValues"};
@@ -32,7 +32,7 @@ Status write_cases(const std::string& folder) {
         entry.name);
   }
   return write_file(
-      folder + "/cuda_cases.cpp",
+      fmt::format("{}/cuda_cases.cpp", folder),
       fmt::format("#include \"approximate.cuh\"\n{}\n#include \"mask/cuda_functions.h\"\nnamespace "
                   "chorale::testing {{\nusing namespace kernels;\nconst CudaFunctions cuda_functions[] = "
                   "{{\n{}}};\n}}\n",
