@@ -26,7 +26,8 @@ Products& products() { return products_of_threads[emulation::thread().number]; }
 namespace {
 
 constexpr int kv_heads = 2, heads = kv_heads * Config::group, dim = Config::head_dim;
-constexpr u16 infinity_16 = 0x7f80, nan_16 = 0x7fc0;
+constexpr u16 infinity_16 = Config::bfloat16 ? 0x7f80 : 0x7c00, nan_16 = Config::bfloat16 ? 0x7fc0 : 0x7e00;
+float value_of(u16 x) { return unpack<Config::bfloat16>(x); }
 
 struct Lengths {
   int queries, keys;
@@ -38,7 +39,7 @@ struct Launch {
   std::vector<Sequence> sequences;
   std::vector<RowBlock> blocks;
   std::vector<u16> q, k, v, out;
-  std::vector<float> lse;
+  std::vector<float> lse, sinks;
   std::vector<int> block_table, documents;
   int tokens = 0, slots = 0, stride = 0;
 
@@ -61,8 +62,9 @@ struct Launch {
     if (Config::paged) slots = static_cast<int>(pages.size()) * page;
     const auto fill = [&](std::vector<u16>& to, int rows, int of_heads) {
       to.resize(static_cast<std::size_t>(rows * of_heads * dim));
-      for (u16& x : to) x = float_to_bfloat16(normal(random));
+      for (u16& x : to) x = round_to_16<Config::bfloat16>(normal(random));
     };
+    for (int h = 0; Config::sinks && h < heads; ++h) sinks.push_back(normal(random));
     fill(q, tokens, heads);
     fill(k, slots, kv_heads);
     fill(v, slots, kv_heads);
@@ -107,6 +109,7 @@ struct Launch {
     params.v_rows = {v.data(), kv_heads * dim, dim};
     params.k_page_stride = params.v_page_stride = static_cast<long long>(page) * kv_heads * dim;
     params.lse = lse.data();
+    params.sinks = Config::sinks ? sinks.data() : nullptr;
     const PlanCounts counts{static_cast<int>(blocks.size()), 0, Config::paged ? stride : 0, 0, 1};
     const TableView table{documents.data(), nullptr, 1, static_cast<int>(documents.size())};
     int next_item[2] = {};
@@ -131,24 +134,25 @@ struct Launch {
         for (int h = 0; h < heads; ++h) {
           const int position = lengths[s].keys - lengths[s].queries + i, row = sequences[s].q_first + i;
           std::vector<double> sum(dim);
-          double all = 0;
-          for (int key = 0; key <= position; ++key) {
-            if (document(key) != document(position)) continue;
+          double all = Config::sinks ? std::exp(sinks[static_cast<std::size_t>(h)]) : 0;
+          const int seen = Config::masked ? position + 1 : lengths[s].keys;
+          for (int key = 0; key < seen; ++key) {
+            if (Config::masked && document(key) != document(position)) continue;
             double score = 0;
             for (int c = 0; c < dim; ++c)
-              score += static_cast<double>(
-                           bfloat16_to_float(q[static_cast<std::size_t>((row * heads + h) * dim + c)])) *
-                       bfloat16_to_float(k[static_cast<std::size_t>(
-                           (slot(static_cast<int>(s), key) * kv_heads + h / Config::group) * dim + c)]);
+              score +=
+                  static_cast<double>(value_of(q[static_cast<std::size_t>((row * heads + h) * dim + c)])) *
+                  value_of(k[static_cast<std::size_t>(
+                      (slot(static_cast<int>(s), key) * kv_heads + h / Config::group) * dim + c)]);
             const double p = std::exp(score / std::sqrt(static_cast<double>(dim)));
             all += p;
             for (int c = 0; c < dim; ++c)
               sum[static_cast<std::size_t>(c)] +=
-                  p * bfloat16_to_float(value(static_cast<int>(s), key, h / Config::group, c));
+                  p * value_of(value(static_cast<int>(s), key, h / Config::group, c));
           }
           for (int c = 0; c < dim; ++c) {
             const double expected = sum[static_cast<std::size_t>(c)] / all;
-            const float found = bfloat16_to_float(out[static_cast<std::size_t>((row * heads + h) * dim + c)]);
+            const float found = value_of(out[static_cast<std::size_t>((row * heads + h) * dim + c)]);
             const std::string where = "sequence " + std::to_string(s) + " row " + std::to_string(i) +
                                       " head " + std::to_string(h) + " column " + std::to_string(c);
             if (std::isfinite(expected))

@@ -2,6 +2,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <memory>
@@ -132,6 +133,11 @@ bool run_block(int threads, std::uint64_t seed, const std::function<void()>& ker
       return false;
     }
   }
+  std::vector<std::function<void()>> writes;
+  for (const auto& fiber : now.fibers)
+    writes.insert(writes.end(), fiber->unwritten.begin(), fiber->unwritten.end());
+  std::shuffle(writes.begin(), writes.end(), now.random);
+  for (const auto& write : writes) write();
   return true;
 }
 

@@ -1,6 +1,8 @@
 // A block of threads on a CPU: each thread of the kernel is a fiber, a random warp goes on, and its lanes run
 // until they wait. What a kernel must not count on does not happen: copies arrive late, and until then their
-// place holds NaN; products are made when they are waited for, of what is in shared memory then.
+// place holds NaN; products are made, and stores of the copy engine read, when they are waited for, of what
+// is in shared memory then; what such a store writes is written at the end, in any order, if nobody waits for
+// it.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +18,9 @@ constexpr int warp_threads = 32, shared_bytes = 227 << 10;
 struct Thread {
   int number = 0;
   bool ended = false;
-  int stores = 0;  // that the copy engine has still to do for it
+  // Of the copy engine: to be read, which gives what is to be written.
+  std::vector<std::function<std::function<void()>()>> unread;
+  std::vector<std::function<void()>> unwritten;
 };
 
 // Of the fiber that runs.

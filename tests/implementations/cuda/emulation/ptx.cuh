@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "base/float.h"
 #include "block.h"
@@ -29,29 +32,29 @@ u32 shared_address(const T (&array)[size], int index) {
 
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
-inline float bfloat16_to_float(u16 x) { return to_float(chorale::bfloat16{x}); }
-inline u16 float_to_bfloat16(float x) { return from_float<chorale::bfloat16>(x).bits; }
+template <bool bfloat16>
+using Number = std::conditional_t<bfloat16, chorale::bfloat16, chorale::float16>;
+template <bool bfloat16>
+u16 round_to_16(float x) {
+  return from_float<Number<bfloat16>>(x).bits;
+}
 inline float reciprocal_of_normal(float x) { return 1 / x; }
 template <bool bfloat16>
 u32 pack(float low, float high) {
-  static_assert(bfloat16);
-  return u32(float_to_bfloat16(high)) << 16 | float_to_bfloat16(low);
+  return u32(round_to_16<bfloat16>(high)) << 16 | round_to_16<bfloat16>(low);
 }
 template <bool bfloat16>
 float unpack(u32 x) {
-  static_assert(bfloat16);
-  return bfloat16_to_float(static_cast<u16>(x));
+  return to_float(Number<bfloat16>{static_cast<u16>(x)});
 }
 template <bool bfloat16>
 u32 add_zero_times(u32 sum, u32 x) {
-  const auto one = [](u16 s, u16 y) {
-    return float_to_bfloat16(bfloat16_to_float(s) + 0 * bfloat16_to_float(y));
-  };
-  return u32(one(sum >> 16, x >> 16)) << 16 | one(static_cast<u16>(sum), static_cast<u16>(x));
+  const auto one = [](u32 s, u32 y) { return unpack<bfloat16>(s) + 0 * unpack<bfloat16>(y); };
+  return pack<bfloat16>(one(sum, x), one(sum >> 16, x >> 16));
 }
 template <bool bfloat16>
 bool clear_infinite(u32& pair) {
-  constexpr u32 exponent = 0x7f80u;
+  constexpr u32 exponent = bfloat16 ? 0x7f80u : 0x7c00u;
   const bool low = (pair & exponent) == exponent, high = (pair >> 16 & exponent) == exponent;
   if (low) pair &= 0xffff0000u;
   if (high) pair &= 0xffffu;
@@ -159,23 +162,28 @@ inline void copy_box(void* to, const void* map, u64* barrier, int c0, int c1, in
 inline void copy_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2) {
   copy_box(to, map, barrier, c0, c1, c2, 0);
 }
-// Stores are read late, too, from what is in shared memory then.
 inline void store_box(const void* map, int c0, int c1, int c2, u32 from) {
-  emulation::Thread& asks = emulation::thread();
-  ++asks.stores;
-  emulation::do_later([m = map_at(map), c0, c1, c2, from, &asks] {
-    m.for_each({c0, c1, c2, 0}, from, [](const void* shared, u16* value) {
-      if (value != nullptr) std::memcpy(value, shared, 2);
+  emulation::thread().unread.push_back([m = map_at(map), c0, c1, c2, from]() -> std::function<void()> {
+    std::vector<std::pair<u16*, u16>> values;
+    m.for_each({c0, c1, c2, 0}, from, [&](const void* shared, u16* place) {
+      u16 value;
+      std::memcpy(&value, shared, 2);
+      if (place != nullptr) values.push_back({place, value});
     });
-    --asks.stores;
+    return [values = std::move(values)] {
+      for (const auto& [place, value] : values) *place = value;
+    };
   });
 }
 inline void end_store_group() {}
-inline void wait_for_stores() {
-  const emulation::Thread& asked = emulation::thread();
-  emulation::wait_until([&] { return asked.stores == 0; });
+inline void wait_for_stores_read() {
+  emulation::Thread& asked = emulation::thread();
+  for (const auto& read : std::exchange(asked.unread, {})) asked.unwritten.push_back(read());
 }
-inline void wait_for_stores_read() { wait_for_stores(); }
+inline void wait_for_stores() {
+  wait_for_stores_read();
+  for (const auto& write : std::exchange(emulation::thread().unwritten, {})) write();
+}
 inline void prefetch_tensor_map(const void*) {}
 
 // --- memory

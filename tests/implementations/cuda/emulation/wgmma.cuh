@@ -34,15 +34,15 @@ void pin(T (&)[size]) {}
 inline u32 describe_rows(u32 address) { return 1u << 16 | address >> 4; }
 inline u32 describe_columns(u32 address, u32 block_bytes) { return block_bytes >> 4 << 16 | address >> 4; }
 
-inline float operand(u32 address) {
+template <bool bfloat16>
+float operand(u32 address) {
   u16 x;
   std::memcpy(&x, ::memory + swizzled(address), 2);
-  return bfloat16_to_float(x);
+  return unpack<bfloat16>(x);
 }
 
 template <int N, bool bfloat16>
 struct Wgmma {
-  static_assert(bfloat16);
   // a(row, k), b(k, column)
   template <class A, class B>
   static void multiply(float (&d)[N / 2], bool accumulate, A a, B b) {
@@ -59,8 +59,12 @@ struct Wgmma {
     products().asked.push_back([=, &d] {
       multiply(
           d, accumulate != 0,
-          [&](int r, int k) { return operand(first + static_cast<u32>((row + 8 * r) * 128 + 2 * k)); },
-          [&](int k, int column) { return operand(keys + static_cast<u32>(column * 128 + 2 * k)); });
+          [&](int r, int k) {
+            return operand<bfloat16>(first + static_cast<u32>((row + 8 * r) * 128 + 2 * k));
+          },
+          [&](int k, int column) {
+            return operand<bfloat16>(keys + static_cast<u32>(column * 128 + 2 * k));
+          });
     });
   }
   static void registers_by_columns(float (&d)[N / 2], const u32* a, u32 b, int accumulate) {
@@ -72,11 +76,11 @@ struct Wgmma {
           [&](int r, int k) {
             const int lane = lane_now() / 4 * 4 + k % 8 / 2;
             const u32 pair = reinterpret_cast<const u32*>(fragments.value[lane])[k / 8 * 2 + r];
-            return bfloat16_to_float(static_cast<u16>(k % 2 == 0 ? pair : pair >> 16));
+            return unpack<bfloat16>(k % 2 == 0 ? pair : pair >> 16);
           },
           [&](int k, int column) {
-            return operand(first + static_cast<u32>(column / 64) * block_bytes +
-                           static_cast<u32>(k * 128 + column % 64 * 2));
+            return operand<bfloat16>(first + static_cast<u32>(column / 64) * block_bytes +
+                                     static_cast<u32>(k * 128 + column % 64 * 2));
           });
     });
   }
