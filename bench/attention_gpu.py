@@ -135,9 +135,9 @@ class Bench:
             name = f"{batch} × {length}, {heads}/{kv_heads}{'' if causal else ', not causal'}"
             q, k, v = (self.random(batch * length, h, DIM) for h in (heads, kv_heads, kv_heads))
             steps = self.forward_steps(shape, peers, q, k, v)
-            flops = 4 * batch * heads * length**2 * DIM / (2 if causal else 1)
+            flops = 4 * batch * heads * length**2 * DIM / (2 if causal else 1) / 1e6
             captured = self.capture(steps, launches_of(flops), name)
-            samples, flops = self.race.run(captured), flops / 1e6
+            samples = self.race.run(captured)
             clock = sm_clock()
             cells = [cell for peer in peers for cell in (self.rate(samples, peer, flops), self.ratio(samples, "Chorale", peer))]
             of_it = f"{flops / samples['Chorale'].median / anchor:.2f}" if anchor and "Chorale" in samples else "–"
@@ -189,9 +189,9 @@ class Bench:
             q, k, v = (self.random(batch * length, h, DIM) for h in (heads, kv_heads, kv_heads))
             steps = {**self.chorale_forward(forward_request(*shape), q, k, v),
                      **self.chorale_forward(forward_request(*shape, NO_CHUNKS), q, k, v, "Chorale, one chunk")}
-            flops = 4 * batch * heads * length**2 * DIM / 2
+            flops = 4 * batch * heads * length**2 * DIM / 2 / 1e6
             captured = self.capture(steps, launches_of(flops), name)
-            samples, flops = self.race.run(captured), flops / 1e6
+            samples = self.race.run(captured)
             cost = samples["Chorale"].median / samples["Chorale, one chunk"].median - 1 if len(samples) == 2 else None
             self.report.row([name, self.rate(samples, "Chorale", flops), self.rate(samples, "Chorale, one chunk", flops),
                              "–" if cost is None else f"{cost:+.1%}"])
@@ -294,9 +294,9 @@ class Bench:
             mask, build_ms = built[row.text]
             if mask is not None:
                 steps[p.FLEX] = lambda i: p.flex(tq, tk, tv, mask, row.score_mod)
-            flops = 4 * MASK_HEADS * DIM * pairs
+            flops = 4 * MASK_HEADS * DIM * pairs / 1e6
             captured = self.capture(steps, launches_of(flops), row.name)
-            samples, flops = self.race.run(captured), flops / 1e6
+            samples = self.race.run(captured)
             both = "Chorale" in samples and p.FLEX in samples
             cost = "–"
             if "Chorale" in samples and "Chorale causal" in samples:

@@ -57,16 +57,16 @@ Status time_plan(const CaseRequest& request, const ForwardTensors& tensors, int 
   CHORALE_ASSIGN_OR_RETURN(const Attention attention,
                            Attention::create(problem, request.implementation, device));
   CHORALE_ASSIGN_OR_RETURN(cuda::Gpu * gpu, cuda::Gpu::get(device.ordinal));
-  const Batch batch = make_batch(request);
   // Three, since plans take turns at two places in pinned memory.
-  const Batch others[] = {batch, in_other_pages(batch, request.pages, 1),
-                          in_other_pages(batch, request.pages, 2)};
+  const Batch batch = make_batch(request);
+  const Batch batches[] = {batch, in_other_pages(batch, request.pages, 1),
+                           in_other_pages(batch, request.pages, 2)};
   CHORALE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan, attention.plan(batch));  // finds the kernels
   for (int run = 0; run < 2 * runs; ++run) {
     const bool changes = run >= runs;
     auto start = Clock::now();
     CHORALE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> next,
-                             attention.plan(changes ? others[run % 3] : batch));
+                             attention.plan(batches[changes ? run % 3 : 0]));
     (changes ? seconds.changed_plan : seconds.plan)[run % runs] = seconds_since(start);
     plan = std::move(next);  // a step's plan lives until the next one's is there
     for (double* taken : {seconds.first_forward, seconds.later_forward}) {
@@ -123,7 +123,7 @@ int chorale_compile(const CaseRequest* request, double* seconds) {
 }
 
 // Host time of `runs` steps: making a plan whose pages are those of the step before, one of which every page
-// is another, a plan's first forward (which copies the plan to the GPU) and one more. Tensors as for
+// is another, the latter's first forward (which copies the plan to the GPU) and one more. Tensors as for
 // chorale_forward, keys in pages.
 int chorale_plan_seconds(const CaseRequest* request, const void* q, const void* k, const void* v, void* out,
                          void* stream, int runs, double* plan, double* changed_plan, double* first_forward,

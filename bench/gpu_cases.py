@@ -100,6 +100,6 @@ def all_requests(rows):
     return [made for kind in rows for made in kinds.get(kind, [])]
 
 
-def launches_of(flops):
+def launches_of(megaflops):
     """So many launches of a forward are a sample."""
-    return max(3, math.ceil(WORK_FLOPS / flops))
+    return max(3, math.ceil(WORK_FLOPS / 1e6 / megaflops))

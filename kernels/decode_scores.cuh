@@ -62,15 +62,13 @@ __device__ __forceinline__ void apply_programs(Scores& scores, const ForwardPara
   const SplitItem& item = shared.items[pass.item];
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
-    const int row = part.row(e);
-    const int q = item.q_position + row / Config::group;
-    const int h = params.first_query_head + pass.kv_head * Config::group + row % Config::group;
-    const RowValues values = program_rows(params.plan.tables, item.sequence, h, q);
+    const RowName row(params, pass.kv_head, item.q_position, part.row(e));
+    const RowValues values = program_rows(params.plan.tables, item.sequence, row.h, row.q);
 #pragma unroll
     for (int i = 0; i < 2 * key_blocks; ++i) {
       const int k = (pass.tile + part.tile) * Config::tile + 8 * i + threadIdx.x % 32 / 4;
       float& score = scores[i / 2][i % 2 * 2 + e];
-      score = finished_score(params, score, item.sequence, h, q, k, is_partial, values,
+      score = finished_score(params, score, item.sequence, row, k, is_partial, values,
                              [&] { return program_keys(params.plan.tables, item.sequence, k); });
       if (is_partial && k >= item.kv_len) score = -infinity;
     }

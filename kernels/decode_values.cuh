@@ -62,15 +62,14 @@ __device__ __noinline__ float add_infinite_values(float out, const ForwardParams
                                                   const DecodeShared& shared, const unsigned char* slab,
                                                   int tile, int first, int row, int column, float scale) {
   const SplitItem& item = shared.items[pass.item];
-  const int q = item.q_position + row / Config::group;
-  const int h = params.first_query_head + pass.kv_head * Config::group + row % Config::group;
+  const RowName name(params, pass.kv_head, item.q_position, row);
   for (int key = first; key < first + 32; ++key) {
     const int k = (pass.tile + tile) * Config::tile + key;
     if (k >= item.kv_len) break;
     const float value = value_element(slab, key, column, scale);
     if (fabsf(value) < infinity) continue;
     bool visible = true;
-    if constexpr (Config::masked) visible = is_visible(params, item.sequence, h, q, k);
+    if constexpr (Config::masked) visible = is_visible(params, item.sequence, name, k);
     if (!visible) continue;
     const float p = unpack<Config::bfloat16>(shared.p.values[row / 8][tile * Config::tile + key][row % 8]);
     out = __fadd_rn(out, __fmul_rn(p, value));

@@ -38,14 +38,6 @@ __device__ __forceinline__ void multiply_values(float (&out)[out_count], const u
   wgmma_commit();
 }
 
-// A row as the programs name it.
-struct RowName {
-  int h, q;
-  __device__ __forceinline__ RowName(const ForwardParams& params, const Item& item, int row)
-      : h(params.first_query_head + item.kv_head * Config::group + row % Config::group),
-        q(item.q_position + row / Config::group) {}
-};
-
 // Whether a tile's scores go through programs.
 __device__ __forceinline__ bool runs_programs(Step step) {
   return Config::scored || (Config::masked && (step.flags & Step::partial) != 0);
@@ -65,7 +57,7 @@ class TileValues {
     if constexpr (RowValues::count > 0)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const RowName name(params, item, rows.of(r, lane));
+        const RowName name(params, item.kv_head, item.q_position, rows.of(r, lane));
         row[r] = program_rows(tables, item.sequence, name.h, name.q);
       }
     if constexpr (KeyValues::count > 0)
@@ -100,10 +92,10 @@ __device__ __forceinline__ void apply_programs(float (&scores)[score_count], con
       const KeyValues key = values.key(i, e, lane);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const RowName name(params, item, rows.of(r, lane));
+        const RowName name(params, item.kv_head, item.q_position, rows.of(r, lane));
         float& score = scores[4 * i + 2 * r + e];
-        score = finished_score(params, score, item.sequence, name.h, name.q, k,
-                               (step.flags & Step::partial) != 0, values.row[r], [&] { return key; });
+        score = finished_score(params, score, item.sequence, name, k, (step.flags & Step::partial) != 0,
+                               values.row[r], [&] { return key; });
       }
     }
 }
@@ -139,8 +131,8 @@ __device__ __forceinline__ void add_infinite_values(float (&out)[out_count], con
     for (int r = 0; r < 2; ++r) {
       const u32 pair = __shfl_sync(~0u, pairs[key / 8 * 2 + r], key % 8 / 2, 4);
       probability[r] = unpack<Config::bfloat16>(key % 2 == 0 ? pair : pair >> 16);
-      const RowName name(params, item, rows.of(r, lane));
-      visible[r] = is_visible(params, item.sequence, name.h, name.q, k);
+      const RowName name(params, item.kv_head, item.q_position, rows.of(r, lane));
+      visible[r] = is_visible(params, item.sequence, name, k);
     }
     const SlotPlace place = find_slot(params.plan, item, k);
     const u16* values = static_cast<const u16*>(params.v_rows.data) + place.page * params.v_page_stride +

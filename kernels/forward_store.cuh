@@ -50,8 +50,8 @@ __device__ __forceinline__ void store_rows(u32 staged, int column, int live, con
 #pragma unroll 1
   for (int i = lane / 8; i < live; i += 4) {
     const int row = rows.first() + i;
-    store_16_bytes_if(true, to + row / group * params.out.token_stride + row % group * params.out.head_stride,
-                      load_16_bytes(staged + i * block_row_bytes + (piece ^ i % 8) * 16));
+    u16* const place = to + row / group * params.out.token_stride + row % group * params.out.head_stride;
+    *reinterpret_cast<uint4*>(place) = load_16_bytes(staged + i * block_row_bytes + (piece ^ i % 8) * 16);
   }
 }
 

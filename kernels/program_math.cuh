@@ -129,16 +129,12 @@ __device__ __forceinline__ float log(float x) {
   return x == infinity ? infinity : x == 0 ? -infinity : x > 0 ? y : __int_as_float(0x7fc00000);
 }
 
-// For scores: 1 - 2 / (1 + e^2x), off by 2e-7 at most.
-__device__ __forceinline__ float fast_tanh(float x) {
-  const float e = approximate_exp2(__fmul_rn(x, 0x1.715476p+1f));
-  return __fmaf_rn(-2.0f, approximate_reciprocal(__fadd_rn(e, 1.0f)), 1.0f);
-}
-// cap tanh(x factor), the same way.
+// For scores: cap tanh(x factor) as cap (1 - 2 / (1 + e^2x)), off by 2e-7 of the cap at most.
 __device__ __forceinline__ float fast_cap(float x, float factor, float cap) {
   const float e = approximate_exp2(__fmul_rn(x, __fmul_rn(factor, 0x1.715476p+1f)));
   return __fmaf_rn(__fmul_rn(-2.0f, cap), approximate_reciprocal(__fadd_rn(e, 1.0f)), cap);
 }
+__device__ __forceinline__ float fast_tanh(float x) { return fast_cap(x, 1.0f, 1.0f); }
 
 // ---- Tables. Outside of a table its edge is read, so that positions beyond a sequence's end do no harm.
 

@@ -314,14 +314,6 @@ __device__ __forceinline__ void store_16_bytes(u32 shared, uint4 x) {
                : "memory");
 }
 // Stores without a branch.
-__device__ __forceinline__ void store_16_bytes_if(bool stores, void* to, uint4 x) {
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "setp.ne.u32 p, %5, 0;\n"
-      "@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n}" ::"l"(to),
-      "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(static_cast<u32>(stores))
-      : "memory");
-}
 __device__ __forceinline__ void store_4_bytes_if(bool stores, float* to, float x) {
   asm volatile(
       "{\n.reg .pred p;\n"

@@ -30,9 +30,17 @@ __device__ __forceinline__ int tile_coverage(const PlanView& plan, const RowRang
   return coverage;
 }
 
-__device__ __forceinline__ bool is_visible(const ForwardParams& params, int sequence, int h, int q, int k) {
+// A row of a row block as the programs name it.
+struct RowName {
+  int h, q;
+  __device__ __forceinline__ RowName(const ForwardParams& params, int kv_head, int q_position, int row)
+      : h(params.first_query_head + kv_head * Config::group + row % Config::group),
+        q(q_position + row / Config::group) {}
+};
+
+__device__ __forceinline__ bool is_visible(const ForwardParams& params, int sequence, RowName row, int k) {
   const TableView* tables = params.plan.tables;
-  return program_visible(tables, sequence, h, q, k, program_rows(tables, sequence, h, q),
+  return program_visible(tables, sequence, row.h, row.q, k, program_rows(tables, sequence, row.h, row.q),
                          program_keys(tables, sequence, k));
 }
 
@@ -40,14 +48,14 @@ __device__ __forceinline__ bool is_visible(const ForwardParams& params, int sequ
 // row does not see the key, which may be beyond the sequence's end: the program says anything there, where
 // it does no harm. A tile that is not `partial` is seen whole. key(): the key's values of the programs.
 template <class Key>
-__device__ __forceinline__ float finished_score(const ForwardParams& params, float score, int sequence, int h,
-                                                int q, int k, bool is_partial, const RowValues& row,
+__device__ __forceinline__ float finished_score(const ForwardParams& params, float score, int sequence,
+                                                RowName row, int k, bool is_partial, const RowValues& values,
                                                 Key key) {
   const TableView* tables = params.plan.tables;
   if constexpr (Config::scored)
-    score = program_score(tables, score, params.scale, sequence, h, q, k, row, key());
+    score = program_score(tables, score, params.scale, sequence, row.h, row.q, k, values, key());
   if constexpr (Config::masked)
-    if (is_partial && !program_visible(tables, sequence, h, q, k, row, key())) return -infinity;
+    if (is_partial && !program_visible(tables, sequence, row.h, row.q, k, values, key())) return -infinity;
   return score;
 }
 

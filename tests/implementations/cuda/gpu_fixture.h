@@ -9,6 +9,9 @@
 #include "implementations/cuda/cuda_attention.h"
 #include "implementations/cuda/on_gpu.h"
 #include "implementations/cuda/order.h"
+#ifdef CHORALE_FAKE_GPU
+#include "implementations/cuda/fake_gpu.h"
+#endif
 
 namespace chorale::testing {
 

@@ -14,9 +14,6 @@
 #include "implementations/conformance/case.h"
 #include "implementations/cuda/gpu_fixture.h"
 #include "implementations/cuda/replay.h"
-#ifdef CHORALE_FAKE_GPU
-#include "implementations/cuda/fake_gpu.h"
-#endif
 
 namespace chorale {
 namespace {

@@ -10,9 +10,6 @@
 #include "implementations/conformance/check.h"
 #include "implementations/cuda/gpu_fixture.h"
 #include "implementations/cuda/replay.h"
-#ifdef CHORALE_FAKE_GPU
-#include "implementations/cuda/fake_gpu.h"
-#endif
 
 namespace chorale {
 namespace {

@@ -203,9 +203,6 @@ inline uint4 load_16_bytes(u32 shared) {
   return x;
 }
 inline void store_16_bytes(u32 shared, uint4 x) { std::memcpy(::memory + shared, &x, sizeof x); }
-inline void store_16_bytes_if(bool stores, void* to, uint4 x) {
-  if (stores) std::memcpy(to, &x, sizeof x);
-}
 inline void store_4_bytes_if(bool stores, float* to, float x) {
   if (stores) *to = x;
 }
