@@ -19,6 +19,7 @@ struct Config {
   static constexpr int tile = CHORALE_TILE;            // T: keys of a step
   static constexpr int chunk = CHORALE_CHUNK;          // C: keys whose partial state starts from nothing
   static constexpr int positions = CHORALE_POSITIONS;  // query positions of a row block
+  static constexpr int cluster = CHORALE_CLUSTER;      // decode: blocks of threads that share an item
   static constexpr int rows = positions * group;       // rows in use of a row block
 };
 

@@ -5,7 +5,7 @@
 
 namespace chorale::kernels {
 
-__device__ void consume(const ForwardParams& params, DecodeMemory& memory) {
+__device__ void consume(const ForwardParams& params, DecodeMemory& memory, int rank) {
   const int warp = threadIdx.x / 32;
   Progress progress;
   PassRing passes;
@@ -21,9 +21,9 @@ __device__ void consume(const ForwardParams& params, DecodeMemory& memory) {
       running.reset();
       clear(out);
     }
-    take_keys(params, memory, pass, progress, running, warp);
-    take_values(params, memory, pass, progress, out, warp);
-    if (pass.ends_chunk) finish_chunk(params, memory.shared, pass, running, out, total, warp);
+    take_keys(params, memory, pass, progress, running, passes.parity(), warp, rank);
+    take_values(params, memory, pass, progress, out, warp, rank);
+    if (pass.ends_chunk) finish_chunk(params, memory.shared, pass, running, out, total, warp, rank);
   }
 }
 
@@ -31,6 +31,7 @@ __device__ void consume(const ForwardParams& params, DecodeMemory& memory) {
 
 extern "C" __device__ const int chorale_decode_smem = sizeof(chorale::kernels::DecodeMemory);
 extern "C" __device__ const int chorale_decode_threads = chorale::kernels::decode_threads;
+extern "C" __device__ const int chorale_decode_cluster = chorale::kernels::cluster;
 extern "C" __device__ const int chorale_decode_overlaps = 1;  // with the launch before it
 
 extern "C" __global__ void __launch_bounds__(chorale::kernels::decode_threads, 1)
@@ -42,12 +43,14 @@ extern "C" __global__ void __launch_bounds__(chorale::kernels::decode_threads, 1
     grid_dependency_launch();
     memory.initialise();
   }
-  __syncthreads();
+  cluster > 1 ? cluster_sync() : __syncthreads();
+  const int rank = cluster > 1 ? cluster_rank() : 0;
   if (threadIdx.x < consumer_threads) {
     take_registers<consume_registers>();
-    consume(params, memory);
+    consume(params, memory, rank);
   } else {
     give_registers<bring_registers>();
-    if (threadIdx.x < consumer_threads + bringers) Bringer(params, memory).run();
+    if (threadIdx.x < consumer_threads + bringers) Bringer(params, memory, rank).run();
   }
+  if constexpr (cluster > 1) cluster_sync();  // what others write to must be there
 }

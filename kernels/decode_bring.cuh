@@ -35,14 +35,14 @@ struct Task : Pass {
 
 class Bringer {
  public:
-  __device__ Bringer(const ForwardParams& params, DecodeMemory& memory)
-      : params_(params), memory_(memory), thread_(threadIdx.x - consumer_threads) {}
+  __device__ Bringer(const ForwardParams& params, DecodeMemory& memory, int rank)
+      : params_(params), memory_(memory), thread_(threadIdx.x - consumer_threads), rank_(rank) {}
 
   __device__ void run() {
     if (thread_ == 0) prefetch_maps();
     // What a plan says does not come from the launch before this one, so it may be read before that one's
     // end.
-    Task task(params_, blockIdx.x);
+    Task task(params_, blockIdx.x / cluster);
     while (task.kv_head >= 0) {
       prepare(task);
       grid_dependency_wait();
@@ -58,7 +58,7 @@ class Bringer {
     }
     grid_dependency_wait();
     announce(task, 0);
-    if (thread_ == 0) leave();
+    if (rank_ == 0 && thread_ == 0) leave();
   }
 
  private:
@@ -98,16 +98,17 @@ class Bringer {
     if (thread_ < query_slabs)
       copy_box(memory_.shared.query[thread_], &params_.q, &memory_.shared.pass_full, thread_ * 64,
                task.kv_head * Config::group, task.split.q_row);
-    for (u32 tiles = task.visible; tiles != 0; tiles &= tiles - 1) {
+    for (u32 tiles = task.visible & first_blocks_tiles << rank_; tiles != 0; tiles &= tiles - 1) {
       const int tile = __ffs(tiles) - 1;
       for (int slab = 0; slab < key_slabs; ++slab)
-        bring_slab<false>(task, tile, slab, &memory_.key_full[tile][slab]);
+        bring_slab<KeySlabs>(task, 1u << tile, slab, &memory_.key_full[tile / cluster][slab]);
     }
-    for (u32 tiles = task.visible; tiles != 0; tiles &= tiles - 1) {
+    for (u32 left = task.visible; left != 0;) {
+      const u32 tiles = take_slab_tiles(left);
       // The next item is claimed as late as hides the delay: what one claims ahead, others cannot take.
-      if (task.ends_item && (tiles & (tiles - 1)) == 0) claim();
+      if (task.ends_item && left == 0) claim();
       for (int slab = 0; slab < value_slabs; ++slab)
-        bring_slab<true>(task, __ffs(tiles) - 1, slab, &memory_.value_full[slabs_.index()]);
+        bring_slab<ValueSlabs>(task, tiles, slab, &memory_.value_full[slabs_.index()]);
     }
     if (task.ends_item && task.visible == 0) claim();
     sync_bringers();  // the next pass writes pages
@@ -126,65 +127,102 @@ class Bringer {
     ++passes_.used;
   }
 
+  // The cluster's first block does it.
   __device__ void claim() {
-    if (thread_ == 0) claimed_ = gridDim.x + atomicAdd(params_.plan.next_item, 1);
+    if (rank_ == 0 && thread_ == 0) claimed_ = gridDim.x / cluster + atomicAdd(params_.plan.next_item, 1);
   }
+  // The same in all blocks. A block that is an item ahead of another has waited for its consumers, so two
+  // places are enough.
   __device__ int claimed() {
-    if (thread_ == 0) memory_.shared.next_item = claimed_;
-    sync_bringers();
-    return memory_.shared.next_item;
+    const int place = claims_.index();
+    DecodeShared& shared = memory_.shared;
+    if (thread_ == 0) {
+      if (rank_ != 0)
+        mbarrier_arrive_expect_bytes(&shared.claimed[place], sizeof(u32));
+      else
+        share(shared.next_items[place], static_cast<u32>(claimed_), shared.claimed[place], 0);
+    }
+    if (rank_ == 0)
+      sync_bringers();
+    else
+      mbarrier_wait(&shared.claimed[place], claims_.parity());
+    ++claims_.used;
+    return static_cast<int>(shared.next_items[place]);
   }
 
-  // One slab of keys or values. What lies past the sequence's end keeps what was there. A slot of the ring is
+  // What slabs of keys, or of values, are made of.
+  struct KeySlabs {
+    static constexpr bool values = false;
+    static constexpr int dim = Config::head_dim, blocks = slab_blocks, tiles = 1;
+  };
+  struct ValueSlabs {
+    static constexpr bool values = true;
+    static constexpr int dim = Config::value_dim, blocks = value_blocks_of_box, tiles = value_tiles;
+  };
+
+  // One slab, of some tiles. What lies past the sequence's end keeps what was there. A slot of the ring is
   // one warp's: who waits for its barrier has seen all its turns.
-  template <bool values>
-  __device__ __forceinline__ void bring_slab(const Task& task, int tile, int slab, u64* full) {
+  template <class Slabs>
+  __device__ __forceinline__ void bring_slab(const Task& task, u32 tiles, int slab, u64* full) {
     const int slot = slabs_.index();
     if (copies_rows || slot % (bringers / 32) == thread_ / 32) {
       mbarrier_wait(&memory_.slab_free[slot], slabs_.parity() ^ 1);
+      const int before = Slabs::values && brings_own_columns ? rank_ * brought_blocks : 0;
+      const int block = before + slab * Slabs::blocks;
       if constexpr (copies_rows)
-        copy_rows<values>(task, tile, slab, memory_.slab[slot], full);
+        copy_rows<Slabs>(task, tiles, block, memory_.slab[slot], full);
       else
-        copy_boxes<values>(task, tile, slab, memory_.slab[slot], full);
+        copy_boxes<Slabs>(task, tiles, block, memory_.slab[slot], full);
     }
     ++slabs_.used;
   }
 
   // By the copy engine; lanes share the boxes.
-  template <bool values>
-  __device__ __forceinline__ void copy_boxes(const Task& task, int tile, int slab, unsigned char* to,
+  template <class Slabs>
+  __device__ __forceinline__ void copy_boxes(const Task& task, u32 tiles, int block, unsigned char* to,
                                              u64* full) {
-    const int first = (task.tile + tile) * Config::tile;
-    const int live = min(tile_boxes, (task.split.kv_len - first + box_slots - 1) / box_slots);
-    const int lane = thread_ % 32;
-    if (lane == 0) mbarrier_arrive_expect_bytes(full, live * box_bytes);
+    constexpr int box_bytes = box_slots * Slabs::blocks * slab_row_bytes;
+    const int lane = thread_ % 32, tile = __ffs(tiles) - 1, boxes = live_boxes(task, tile);
+    const int others = Slabs::tiles > 1 ? tiles & (tiles - 1) : 0, other = __ffs(others) - 1;
+    static_assert(Slabs::tiles <= 2);
+    const int other_boxes = others != 0 ? live_boxes(task, other) : 0;
+    if (lane == 0) mbarrier_arrive_expect_bytes(full, (boxes + other_boxes) * box_bytes);
     __syncwarp();
-    const TensorMap* map = values ? &params_.v : &params_.k;
-    for (int box = lane; box < live; box += 32) {
+    const TensorMap* map = Slabs::values ? &params_.v : &params_.k;
+    const auto copy = [&](int tile, int box) {
+      const int first = (task.tile + tile) * Config::tile;
       int page = 0, slot = task.split.kv_first + first;
       if constexpr (Config::paged) {
         page = memory_.shared.pages[tile * tile_boxes + box];
         slot = Config::page_size > Config::tile ? first % Config::page_size : 0;
       }
-      if constexpr (column_blocks > 1)
-        copy_streamed_box(to + box * box_bytes, map, full, 0, slot, slab * column_blocks, task.kv_head, page);
+      unsigned char* at = to + (tile % Slabs::tiles * tile_boxes + box) * box_bytes;
+      if constexpr (slab_blocks > 1)
+        copy_streamed_box(at, map, full, 0, slot, block, task.kv_head, page);
       else
-        copy_streamed_box(to + box * box_bytes, map, full, slab * slab_columns, task.kv_head, slot, page);
-    }
+        copy_streamed_box(at, map, full, block * block_columns, task.kv_head, slot, page);
+    };
+    for (int box = lane; box < boxes; box += 32) copy(tile, box);
+    if constexpr (Slabs::tiles > 1)
+      for (int box = lane; box < other_boxes; box += 32) copy(other, box);
+  }
+  static __device__ __forceinline__ int live_boxes(const Task& task, int tile) {
+    return min(tile_boxes,
+               (task.split.kv_len - (task.tile + tile) * Config::tile + box_slots - 1) / box_slots);
   }
   // By threads: each has one of a row's eight pieces of 16 bytes, in every sixteenth row.
-  template <bool values>
-  __device__ __forceinline__ void copy_rows(const Task& task, int tile, int slab, unsigned char* to,
+  template <class Slabs>
+  __device__ __forceinline__ void copy_rows(const Task& task, u32 tiles, int block, unsigned char* to,
                                             u64* full) {
-    constexpr int element_bytes = Config::fp8_cache ? 1 : 2, step = bringers / 8;
-    constexpr int row_bytes = (values ? Config::value_dim : Config::head_dim) * element_bytes;
-    const Rows& rows = values ? params_.v_rows : params_.k_rows;
-    const long long page_stride = values ? params_.v_page_stride : params_.k_page_stride;
-    const int piece = thread_ % 8, first_row = thread_ / 8;
-    const int live = task.split.kv_len - (task.tile + tile) * Config::tile;
-    if (slab * slab_row_bytes + piece * 16 < row_bytes) {
-      const char* from = static_cast<const char*>(rows.data) +
-                         task.kv_head * rows.head_stride * element_bytes + slab * slab_row_bytes + piece * 16;
+    constexpr int step = bringers / 8;
+    const Rows& rows = Slabs::values ? params_.v_rows : params_.k_rows;
+    const long long page_stride = Slabs::values ? params_.v_page_stride : params_.k_page_stride;
+    const int piece = thread_ % 8, first_row = thread_ / 8, byte = block * slab_row_bytes + piece * 16;
+    static_assert(!copies_rows || slab_blocks == 1);
+    const int tile = __ffs(tiles) - 1, live = task.split.kv_len - (task.tile + tile) * Config::tile;
+    if (byte < Slabs::dim * element_bytes) {
+      const char* from =
+          static_cast<const char*>(rows.data) + task.kv_head * rows.head_stride * element_bytes + byte;
       const u32 base = shared_address(to) + ((piece ^ (first_row & 7)) << 4);
 #pragma unroll
       for (int row = first_row; row < Config::tile; row += step) {
@@ -197,16 +235,19 @@ class Bringer {
     copies_arrive(full);
   }
 
-  // The last block of threads to finish leaves the counters as it found them.
+  // The last cluster to finish leaves the counters as it found them.
   __device__ void leave() const {
-    if (count_arrival(reinterpret_cast<u32*>(params_.plan.next_item + 1), gridDim.x - 1) == gridDim.x - 1)
+    const u32 last = gridDim.x / cluster - 1;
+    if (count_arrival(reinterpret_cast<u32*>(params_.plan.next_item + 1), last) == last)
       params_.plan.next_item[0] = 0;
   }
 
   const ForwardParams& params_;
   DecodeMemory& memory_;
   u32 thread_;
+  int rank_;
   int claimed_ = 0;
+  Ring<2> claims_;
   SlabRing slabs_;
   PassRing passes_;
 };

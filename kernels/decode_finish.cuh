@@ -57,7 +57,8 @@ struct Total {
 // A chunk has ended: references and sums of rows, by the threads that keep them, and what others need of
 // them.
 __device__ __forceinline__ void merge_kept(const ForwardParams& params, DecodeShared& shared,
-                                           const Pass& pass, const Running& chunk, Total& total, int warp) {
+                                           const Pass& pass, const Running& chunk, Total& total, int warp,
+                                           int rank) {
   const SplitItem& item = shared.items[pass.item];
   const int row = kept_row(warp);
   float sum = chunk.kept_sum;
@@ -73,8 +74,8 @@ __device__ __forceinline__ void merge_kept(const ForwardParams& params, DecodeSh
     const OutputRow to(item, pass.kv_head, row);
     const RowEnd end = end_row(params, to, total.kept_reference, total.kept_sum);
     shared.row_end[row] = end.factor;
-    if (to.real) store_lse(params, to, end.lse);
-  } else {
+    if (to.real && rank == 0) store_lse(params, to, end.lse);
+  } else if (rank == 0) {
     const Partials partials(params, item, pass.kv_head);
     partials.reference[item.state * Config::rows + row] = total.kept_reference;
     partials.sum[item.state * Config::rows + row] = total.kept_sum;
@@ -83,7 +84,7 @@ __device__ __forceinline__ void merge_kept(const ForwardParams& params, DecodeSh
 
 // What f(output, row, column) does to each of a thread's outputs in rows that are in use.
 template <class F>
-__device__ __forceinline__ void for_each_output(Outputs& out, int warp, F&& f) {
+__device__ __forceinline__ void for_each_output(Outputs& out, int warp, int rank, F&& f) {
 #pragma unroll
   for (int n = 0; n < row_groups; ++n)
 #pragma unroll
@@ -91,11 +92,13 @@ __device__ __forceinline__ void for_each_output(Outputs& out, int warp, F&& f) {
       const int row = 8 * n + threadIdx.x % 4 * 2 + e;
       if (row >= Config::rows) continue;
 #pragma unroll
-      for (int i = 0; i < warp_value_blocks; ++i)
+      for (int i = 0; i < warp_value_blocks; ++i) {
+        const ValueBlock block(warp, i, rank);
+        if (!block.is_real) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          if (value_block(warp, i) < value_blocks)
-            f(out[i][n][2 * half + e], row, 16 * value_block(warp, i) + column_of(half));
+          f(out[i][n][2 * half + e], row, 16 * block.of_all + column_of(half));
+      }
     }
 }
 
@@ -117,20 +120,21 @@ __device__ __forceinline__ void merge_outputs(Outputs& total, const Outputs& chu
 }
 
 __device__ __forceinline__ void store_output(const ForwardParams& params, const DecodeShared& shared,
-                                             const Pass& pass, Outputs& out, int warp) {
+                                             const Pass& pass, Outputs& out, int warp, int rank) {
   const SplitItem& item = shared.items[pass.item];
-  for_each_output(out, warp, [&](float x, int row, int column) {
+  for_each_output(out, warp, rank, [&](float x, int row, int column) {
     const OutputRow to(item, pass.kv_head, row);
     if (to.real) to.data(params.out)[column] = static_cast<u16>(pack(finished(x, shared.row_end[row]), 0.f));
   });
 }
 
 __device__ __forceinline__ void store_partial(const ForwardParams& params, const DecodeShared& shared,
-                                              const Pass& pass, Outputs& out, int warp) {
+                                              const Pass& pass, Outputs& out, int warp, int rank) {
   const SplitItem& item = shared.items[pass.item];
   float* to = Partials(params, item, pass.kv_head).out +
               static_cast<long long>(item.state) * Config::rows * Config::value_dim;
-  for_each_output(out, warp, [&](float x, int row, int column) { to[row * Config::value_dim + column] = x; });
+  for_each_output(out, warp, rank,
+                  [&](float x, int row, int column) { to[row * Config::value_dim + column] = x; });
 }
 
 // Step i of a row block's merges takes the states of slots 31 i to 31 i + 31: the first is the total so far,
@@ -138,10 +142,12 @@ __device__ __forceinline__ void store_partial(const ForwardParams& params, const
 // the last to bring one of its states, while other blocks of threads are still busy with later chunks.
 struct StepRange {
   int first, count;
+  int arrivals;  // of a state each block of a cluster has a part, but one block brings the total so far
   bool last;
   __device__ StepRange(int step, int states)
       : first(step * merge_step),
         count(min(MergeStep::states, states - first)),
+        arrivals(step == 0 ? count * cluster : 1 + (count - 1) * cluster),
         last(first + count == states) {}
 };
 
@@ -150,7 +156,7 @@ __device__ __forceinline__ bool arrive_last(const ForwardParams& params, DecodeS
                                             const SplitItem& item, int kv_head, int step) {
   sync_consumers();
   if (threadIdx.x == 0) {
-    const u32 last = StepRange(step, item.states).count - 1;
+    const u32 last = StepRange(step, item.states).arrivals - 1;
     u32* arrivals = reinterpret_cast<u32*>(params.arrivals) + kv_head * params.arrival_counters +
                     item.first_counter + step;
     shared.is_last_arrival = count_arrival(arrivals, last) == last;
@@ -249,14 +255,14 @@ __device__ __forceinline__ void merge_states(const ForwardParams& params, Decode
 // A chunk has ended, and with it perhaps the item.
 __device__ __forceinline__ void finish_chunk(const ForwardParams& params, DecodeShared& shared,
                                              const Pass& pass, const Running& running, const Outputs& out,
-                                             Total& total, int warp) {
-  if (keeps_sums(warp)) merge_kept(params, shared, pass, running, total, warp);
+                                             Total& total, int warp, int rank) {
+  if (keeps_sums(warp)) merge_kept(params, shared, pass, running, total, warp, rank);
   sync_consumers();
   merge_outputs(total.out, out, shared);
   if (!pass.ends_item) return;
   const SplitItem& item = shared.items[pass.item];
-  if (item.states <= 1) return store_output(params, shared, pass, total.out, warp);
-  store_partial(params, shared, pass, total.out, warp);
+  if (item.states <= 1) return store_output(params, shared, pass, total.out, warp, rank);
+  store_partial(params, shared, pass, total.out, warp, rank);
   int step = max(0, item.state - 1) / merge_step;
   while (arrive_last(params, shared, item, pass.kv_head, step)) {
     merge_states(params, shared, item, pass.kv_head, step);

@@ -15,11 +15,12 @@ namespace chorale::kernels {
 __device__ __forceinline__ u32 swizzled(int row, int piece) {
   return row * slab_row_bytes + ((piece ^ (row & 7)) << 4);
 }
-// The same of a slab's row, which has 8 pieces in each column block. (Boxes have 8 rows or more, or lie one
-// after another like rows of one.)
+// The same of a slab's row, which has 8 pieces in each of `blocks` column blocks. (Boxes have 8 rows or more,
+// or lie one after another like rows of one.)
+template <int blocks>
 __device__ __forceinline__ u32 slab_place(int row, int piece) {
-  if constexpr (column_blocks == 1) return swizzled(row, piece);
-  const int first = (row / box_slots * column_blocks + piece / 8) * box_slots;  // of the box and its block
+  if constexpr (blocks == 1) return swizzled(row, piece);
+  const int first = (row / box_slots * blocks + piece / 8) * box_slots;  // of the box and its block
   return swizzled(first + row % box_slots, piece % 8);
 }
 
@@ -46,10 +47,11 @@ __device__ __forceinline__ void load_keys(u32 (&a)[2][4], u32 slab, int keys, in
   const int lane = threadIdx.x % 32;
   if constexpr (!Config::fp8_cache) {
     for (int step = 0; step < 2; ++step)
-      load_matrices(a[step], slab + slab_place(keys + lane % 16, pair * 4 + step * 2 + lane / 16));
+      load_matrices(a[step],
+                    slab + slab_place<slab_blocks>(keys + lane % 16, pair * 4 + step * 2 + lane / 16));
   } else {
     u32 codes[4];
-    load_matrices(codes, slab + slab_place(keys + lane % 16, pair * 2 + lane / 16));
+    load_matrices(codes, slab + slab_place<slab_blocks>(keys + lane % 16, pair * 2 + lane / 16));
     for (int i = 0; i < 4; ++i) {
       a[i / 2][i % 2] = decode_pair(codes[i], scale);
       a[i / 2][i % 2 + 2] = decode_pair(codes[i] >> 16, scale);
@@ -58,15 +60,16 @@ __device__ __forceinline__ void load_keys(u32 (&a)[2][4], u32 slab, int keys, in
 }
 
 // 16 value columns by two steps of keys. `piece` counts 16 columns within the slab. Rows of A: column_of().
-__device__ __forceinline__ void load_values(u32 (&a)[2][4], u32 slab, int keys, int piece, float scale) {
+__device__ __forceinline__ void load_values(u32 (&a)[2][4], u32 values, int keys, int piece, float scale) {
   const int lane = threadIdx.x % 32;
   if constexpr (!Config::fp8_cache) {
     for (int step = 0; step < 2; ++step)
       load_matrices_transposed(
-          a[step], slab + slab_place(keys + step * 16 + lane % 8 + lane / 16 * 8, piece * 2 + lane / 8 % 2));
+          a[step], values + slab_place<value_blocks_of_box>(keys + step * 16 + lane % 8 + lane / 16 * 8,
+                                                            piece * 2 + lane / 8 % 2));
   } else {
     u32 codes[4];
-    load_matrices_transposed(codes, slab + slab_place(keys + lane, piece));
+    load_matrices_transposed(codes, values + slab_place<value_blocks_of_box>(keys + lane, piece));
     for (int i = 0; i < 4; ++i) {
       const u32 columns = __byte_perm(codes[i], 0, 0x3120);  // two keys of one column, two of the next
       a[i / 2][i % 2 * 2] = decode_pair(columns, scale);
@@ -79,10 +82,11 @@ __device__ __forceinline__ int column_of(int half) {
   const int g = threadIdx.x % 32 / 4;
   return Config::fp8_cache ? 2 * g + half : g + 8 * half;
 }
-// The element of a slab, as load_values() sees it.
-__device__ __forceinline__ float value_element(const unsigned char* slab, int key, int column, float scale) {
-  constexpr int bytes = Config::fp8_cache ? 1 : 2;
-  const unsigned char* at = slab + slab_place(key, column * bytes / 16) + column * bytes % 16;
+// The element of a tile's values, as load_values() sees it.
+__device__ __forceinline__ float value_element(const unsigned char* values, int key, int column,
+                                               float scale) {
+  const int byte = column * element_bytes;
+  const unsigned char* at = values + slab_place<value_blocks_of_box>(key, byte / 16) + byte % 16;
   if constexpr (!Config::fp8_cache) return unpack<Config::bfloat16>(*reinterpret_cast<const u16*>(at));
   return unpack<Config::bfloat16>(static_cast<u16>(decode_pair(*at, scale)));
 }

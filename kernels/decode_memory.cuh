@@ -1,9 +1,10 @@
 // What the warps of the decode kernel share, and the barriers by which they hand it over.
 //
-// A block of threads takes one item after another: consecutive chunks of keys under one KV head. Eight warps
-// consume, others bring. A chunk is taken in passes of eight tiles (or four, or two): first each warp
-// multiplies the keys of one tile, then the warps agree on the rows' references, then each warp multiplies
-// its own columns of all tiles' values.
+// A cluster of blocks of threads takes one item after another: consecutive chunks of keys under one KV head.
+// In each block eight warps consume, others bring. A chunk is taken in passes of eight tiles or less. First
+// the tiles are dealt out to blocks and a warp multiplies the keys of one; then all agree on the rows'
+// references, and tell each other probabilities; then the columns of values are dealt out, and each block
+// multiplies its own of all tiles.
 #pragma once
 
 #include "config.cuh"
@@ -21,17 +22,41 @@ constexpr int consume_registers = 216, bring_registers = 72;
 static_assert(Config::rows <= 32, "a decode's row block has at most 32 rows");
 constexpr int row_groups = Config::rows <= 8 ? 1 : Config::rows <= 16 ? 2 : 4, padded_rows = 8 * row_groups;
 
-constexpr int pass_tiles = consumers / row_groups, pass_keys = pass_tiles * Config::tile;
+// Of a pass's tiles, a block of the cluster has every so manieth.
+constexpr int cluster = Config::cluster, own_tiles = consumers / row_groups, pass_tiles = cluster * own_tiles,
+              pass_keys = pass_tiles * Config::tile;
+constexpr u32 first_blocks_tiles = ~0u / ((1u << cluster) - 1);  // a bit each; the second's lie beside them
 constexpr int chunk_tiles = Config::chunk / Config::tile;
 static_assert(Config::chunk % Config::tile == 0 && Config::tile % 32 == 0);
 
 // Keys and values lie in slabs: one or two blocks of a tile's columns, in rows of 128 bytes, swizzled.
-constexpr int column_blocks =
+constexpr int element_bytes = Config::fp8_cache ? 1 : 2;
+constexpr int slab_blocks =
     box_column_blocks(Config::head_dim, Config::value_dim, Config::fp8_cache, Config::page_size);
-constexpr int slab_row_bytes = 128, slab_bytes = Config::tile * column_blocks * slab_row_bytes;
-constexpr int slab_columns = column_blocks * (Config::fp8_cache ? 128 : 64);
-constexpr int key_slabs = (Config::head_dim + slab_columns - 1) / slab_columns;
-constexpr int value_slabs = (Config::value_dim + slab_columns - 1) / slab_columns;
+constexpr int slab_row_bytes = 128, slab_bytes = Config::tile * slab_blocks * slab_row_bytes;
+constexpr int block_columns = slab_row_bytes / element_bytes;
+constexpr int key_columns = slab_blocks * block_columns;
+constexpr int key_slabs = (Config::head_dim + key_columns - 1) / key_columns;
+
+// Of values a block of the cluster brings the columns that it multiplies, where those are whole blocks, or
+// else all. Where it has a single block of columns and a slab has room for two, that is of two tiles.
+constexpr int all_blocks = brought_value_blocks(Config::value_dim, Config::fp8_cache, 1),
+              brought_blocks = brought_value_blocks(Config::value_dim, Config::fp8_cache, cluster);
+constexpr bool brings_own_columns = brought_blocks * cluster == all_blocks;
+constexpr int value_blocks_of_box = value_box_blocks(brought_blocks, slab_blocks);
+constexpr int value_columns = value_blocks_of_box * block_columns;
+constexpr int value_slabs = brought_blocks / value_blocks_of_box;  // of a tile, or of some
+constexpr int value_tiles = slab_blocks / value_blocks_of_box;
+static_assert(value_slabs == 1 || value_tiles == 1);
+constexpr int value_tile_bytes = Config::tile * value_blocks_of_box * slab_row_bytes;
+// Takes the first of some tiles away, with those whose values are in the same slab.
+__device__ __forceinline__ u32 take_slab_tiles(u32& tiles) {
+  const int first = (__ffs(tiles) - 1) / value_tiles * value_tiles;
+  const u32 together = tiles & ((1u << value_tiles) - 1) << first;
+  tiles ^= together;
+  return together;
+}
+
 constexpr int query_slabs = (Config::head_dim + 63) / 64;
 constexpr int query_slab_bytes = padded_rows * slab_row_bytes;
 
@@ -39,7 +64,7 @@ constexpr int query_slab_bytes = padded_rows * slab_row_bytes;
 // tile one a page. In shared memory: [box][column block][slot of the box][128 bytes].
 constexpr int box_slots =
     Config::paged && Config::page_size < Config::tile ? Config::page_size : Config::tile;
-constexpr int tile_boxes = Config::tile / box_slots, box_bytes = slab_bytes / tile_boxes;
+constexpr int tile_boxes = Config::tile / box_slots;
 
 // A warp takes 50 clocks to hand a box to the copy engine, and 250 for a slab: two keep up with the memory.
 // Small pages are brought by threads, 16 bytes at a time.
@@ -64,7 +89,7 @@ struct Ring {
   __device__ u32 parity() const { return used / size & 1; }  // of the barrier that a use completes
 };
 
-struct Probabilities {
+struct alignas(16) Probabilities {
   u16 values[row_groups][pass_keys][8];  // 8 rows of a key side by side
 };
 // Partial states on their way into the total: lives where the probabilities were.
@@ -93,11 +118,13 @@ struct DecodeShared {
   float row_end[padded_rows];                   // of rows that end: what the output is multiplied by
   float row_reference[padded_rows];             // of rows that are merged
   int is_last_arrival;
-  int next_item;
+  u32 next_items[2];
   Pass pass;
   SplitItem items[2];  // the pass's, and one that some warps may not have finished
   int pages[pass_tiles * tile_boxes];
   u64 pass_full, pass_free;
+  u64 maxima_there, p_there;  // what the cluster's other blocks have sent, once a pass
+  u64 claimed[2];             // next_items has it
 };
 
 constexpr int item_words = sizeof(SplitItem) / 4;  // each written by a lane
@@ -135,7 +162,7 @@ struct Progress {
 struct DecodeMemory {
   alignas(1024) unsigned char slab[slots][slab_bytes];
   DecodeShared shared;
-  u64 key_full[pass_tiles][key_slabs], value_full[slots], slab_free[slots];
+  u64 key_full[own_tiles][key_slabs], value_full[slots], slab_free[slots];
 
   static constexpr int full_arrivals = copies_rows ? bringers : 1;
 
@@ -148,12 +175,34 @@ struct DecodeMemory {
     }
     mbarrier_init(&shared.pass_full, item_words);
     mbarrier_init(&shared.pass_free, lanes_arrive ? consumer_threads : 1);
+    for (u64* there : {&shared.maxima_there, &shared.p_there, &shared.claimed[0], &shared.claimed[1]})
+      mbarrier_init(there, 1);
     mbarrier_init_fence();
   }
 };
 static_assert(sizeof(DecodeMemory) <= shared_limit);
 
+// --- between the blocks of a cluster: what they send each other lies at the same place in each -----------
+
+// To a block's `place`, whose barrier `there` counts the bytes.
+template <class T>
+__device__ __forceinline__ void send(T& place, T x, u64& there, int rank) {
+  remote_store(remote_address(shared_address(&place), rank), x, remote_address(shared_address(&there), rank));
+}
+// Keeps it, and sends it to all others.
+template <class T>
+__device__ __forceinline__ void share(T& place, T x, u64& there, int rank) {
+  place = x;
+  for (int distance = 1; distance < cluster; ++distance) send(place, x, there, (rank + distance) % cluster);
+}
+
 __device__ __forceinline__ void sync_consumers() { named_barrier_sync(1, consumer_threads); }
+// The block's consumers wait for each other, and for so many bytes from the cluster's other blocks.
+__device__ __forceinline__ void meet(u64& there, u32 bytes, u32 parity) {
+  if (cluster > 1 && threadIdx.x == 0) mbarrier_arrive_expect_bytes(&there, bytes);
+  sync_consumers();
+  if constexpr (cluster > 1) mbarrier_wait(&there, parity);
+}
 __device__ __forceinline__ void sync_bringers() { named_barrier_sync(2, bringers); }
 
 }  // namespace chorale::kernels

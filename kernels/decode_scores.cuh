@@ -9,8 +9,9 @@ namespace chorale::kernels {
 
 // Which tile of a pass a warp takes, and which row group.
 struct WarpPart {
-  int tile, group;
-  __device__ explicit WarpPart(int warp) : tile(warp % pass_tiles), group(warp / pass_tiles) {}
+  int number, tile, group;  // number: among the block's tiles
+  __device__ WarpPart(int warp, int rank)
+      : number(warp % own_tiles), tile(number * cluster + rank), group(warp / own_tiles) {}
   // Rows 2c and 2c + 1 of the group are a thread's.
   __device__ int row(int e) const { return 8 * group + threadIdx.x % 4 * 2 + e; }
 };
@@ -36,7 +37,7 @@ struct Running {
 
 __device__ __forceinline__ void multiply_keys(Scores& scores, const DecodeMemory& memory, u32 slab,
                                               int slab_number, int group, float scale) {
-  constexpr int pairs = slab_columns / 32;
+  constexpr int pairs = key_columns / 32;
 #pragma unroll
   for (int pair = 0; pair < pairs; ++pair) {
     const int column_pair = slab_number * pairs + pair;
@@ -76,7 +77,8 @@ __device__ __forceinline__ void apply_programs(Scores& scores, const ForwardPara
 }
 
 // The rows' maxima over the tile, for all warps to see.
-__device__ __forceinline__ void publish_maxima(DecodeShared& shared, const Scores& scores, WarpPart part) {
+__device__ __forceinline__ void publish_maxima(DecodeShared& shared, const Scores& scores, WarpPart part,
+                                               int rank) {
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
     float largest = -infinity;
@@ -84,7 +86,8 @@ __device__ __forceinline__ void publish_maxima(DecodeShared& shared, const Score
     for (int i = 0; i < 2 * key_blocks; ++i) largest = fmaxf(largest, scores[i / 2][i % 2 * 2 + e]);
     for (int other = 4; other < 32; other *= 2)
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, other));
-    if (threadIdx.x % 32 < 4) shared.tile_maxima[part.row(e)].tile[part.tile] = largest;
+    if (threadIdx.x % 32 < 4)
+      share(shared.tile_maxima[part.row(e)].tile[part.tile], largest, shared.maxima_there, rank);
   }
 }
 
@@ -102,7 +105,7 @@ __device__ __forceinline__ void raise_references(float (&reference)[2], const De
 
 // Scores become probabilities.
 __device__ __forceinline__ void take_probabilities(Scores& scores, Running& running, DecodeShared& shared,
-                                                   float factor, WarpPart part) {
+                                                   float factor, WarpPart part, int rank) {
   const int g = threadIdx.x % 32 / 4;
   raise_references(running.reference, shared, factor, part);
 #pragma unroll
@@ -120,31 +123,37 @@ __device__ __forceinline__ void take_probabilities(Scores& scores, Running& runn
       sum = i == 0 ? x : __fadd_rn(sum, x);
     }
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 4));
-    if (g % 2 == 0) shared.tile_sum[part.tile][row][g / 2] = sum;
+    if (g % 2 == 0) share(shared.tile_sum[part.tile][row][g / 2], sum, shared.p_there, rank);
     if (g == 0) {
-      shared.rescale[part.tile][row] = rescale_factor(before, reference, factor);
-      shared.tile_reference[part.tile][row] = reference;
+      share(shared.rescale[part.tile][row], rescale_factor(before, reference, factor), shared.p_there, rank);
+      share(shared.tile_reference[part.tile][row], reference, shared.p_there, rank);
     }
   }
 }
 
 __device__ __forceinline__ void publish_probabilities(DecodeShared& shared, const Scores& scores,
-                                                      WarpPart part) {
+                                                      WarpPart part, int rank) {
   const int lane = threadIdx.x % 32;
+  auto& keys = shared.p.values[part.group];
 #pragma unroll
   for (int j = 0; j < key_blocks; j += 2) {
     const float(&x)[4] = scores[j], (&y)[4] = scores[j + 1];
-    const int key = part.tile * Config::tile + 16 * j + lane;
-    store_matrices(shared_address(shared.p.values[part.group][key]), pack(x[0], x[1]), pack(x[2], x[3]),
-                   pack(y[0], y[1]), pack(y[2], y[3]));
+    store_matrices(shared_address(keys[part.tile * Config::tile + 16 * j + lane]), pack(x[0], x[1]),
+                   pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3]));
+  }
+  if constexpr (cluster == 1) return;
+  __syncwarp();
+  for (int key = part.tile * Config::tile + lane; key < (part.tile + 1) * Config::tile; key += 32) {
+    uint4& rows = *reinterpret_cast<uint4*>(keys[key]);
+    for (int distance = 1; distance < cluster; ++distance)
+      send(rows, rows, shared.p_there, (rank + distance) % cluster);
   }
 }
 
 // References and sums after the pass.
 __device__ __forceinline__ void fold_tiles(Running& running, const DecodeShared& shared, u32 visible,
-                                           int warp) {
+                                           WarpPart part, int warp) {
   if (visible == 0) return;
-  const WarpPart part(warp);
   const int last = 31 - __clz(visible);
 #pragma unroll
   for (int e = 0; e < 2; ++e) running.reference[e] = shared.tile_reference[last][part.row(e)];
@@ -161,37 +170,42 @@ __device__ __forceinline__ void fold_tiles(Running& running, const DecodeShared&
 // Everything from keys to probabilities, which are in shared memory afterwards, with what rescales the output
 // before each tile.
 __device__ __forceinline__ void take_keys(const ForwardParams& params, DecodeMemory& memory, const Pass& pass,
-                                          Progress& progress, Running& running, int warp) {
+                                          Progress& progress, Running& running, u32 parity, int warp,
+                                          int rank) {
   DecodeShared& shared = memory.shared;
-  const WarpPart part(warp);
+  const WarpPart part(warp, rank);
+  const u32 own = pass.visible & first_blocks_tiles << rank;
   const bool works = pass.visible >> part.tile & 1;
   Scores scores = {};
   if (works) {
     SlabRing slab = progress.slab;
-    slab.used += __popc(pass.visible & ((1u << part.tile) - 1)) * key_slabs;
+    slab.used += __popc(own & ((1u << part.tile) - 1)) * key_slabs;
     const float scale = Config::fp8_cache ? params.k_scale[pass.kv_head] : 1.f;
 #pragma unroll
     for (int number = 0; number < key_slabs; ++number, ++slab.used) {
-      mbarrier_wait(&memory.key_full[part.tile][number], progress.key_parity >> part.tile & 1);
+      mbarrier_wait(&memory.key_full[part.number][number], progress.key_parity >> part.tile & 1);
       multiply_keys(scores, memory, shared_address(memory.slab[slab.index()]), number, part.group, scale);
-      warp_arrive(&memory.slab_free[slab.index()], pass_tiles);
+      warp_arrive(&memory.slab_free[slab.index()], own_tiles);
     }
     apply_programs(scores, params, shared, pass, part);
-    publish_maxima(shared, scores, part);
+    publish_maxima(shared, scores, part, rank);
   } else if (threadIdx.x % 32 < 8) {
-    shared.tile_maxima[8 * part.group + threadIdx.x % 32].tile[part.tile] = -infinity;
+    share(shared.tile_maxima[8 * part.group + threadIdx.x % 32].tile[part.tile], -infinity,
+          shared.maxima_there, rank);
   }
-  progress.slab.used += __popc(pass.visible) * key_slabs;
+  progress.slab.used += __popc(own) * key_slabs;
   progress.key_parity ^= pass.visible;
-  sync_consumers();
+  constexpr u32 maxima_bytes = (pass_tiles - own_tiles) * padded_rows * sizeof(float),
+                p_bytes = padded_rows * (Config::tile * sizeof(u16) + 6 * sizeof(float));  // of a tile
+  meet(shared.maxima_there, maxima_bytes, parity);
   if (lanes_arrive || threadIdx.x == 0)
     mbarrier_arrive(&shared.pass_free);  // all have read it, and the queries
   if (works) {
-    take_probabilities(scores, running, shared, params.factor, part);
-    publish_probabilities(shared, scores, part);
+    take_probabilities(scores, running, shared, params.factor, part, rank);
+    publish_probabilities(shared, scores, part, rank);
   }
-  sync_consumers();
-  fold_tiles(running, shared, pass.visible, warp);
+  meet(shared.p_there, __popc(pass.visible ^ own) * p_bytes, parity);
+  fold_tiles(running, shared, pass.visible, part, warp);
 }
 
 }  // namespace chorale::kernels

@@ -6,10 +6,24 @@
 
 namespace chorale::kernels {
 
-// Columns are dealt to warps in blocks of 16.
-constexpr int value_blocks = Config::value_dim / 16,
-              warp_value_blocks = (value_blocks + consumers - 1) / consumers;
-constexpr int slab_value_blocks = slab_columns / 16;
+// Columns are dealt in blocks of 16: to the cluster's blocks of threads many in a row, to their warps in
+// turn.
+constexpr int slab_value_blocks = value_columns / 16, all_value_blocks = Config::value_dim / 16;
+constexpr int value_blocks =
+    brings_own_columns ? value_slabs * slab_value_blocks : (all_value_blocks + cluster - 1) / cluster;
+constexpr int warp_value_blocks = (value_blocks + consumers - 1) / consumers;
+
+// Which of all blocks is the warp's `i`th, and which of those that its block of threads brings.
+struct ValueBlock {
+  int of_all, of_brought;
+  bool is_real;
+  __device__ ValueBlock(int warp, int i, int rank) {
+    const int own = warp + i * consumers;
+    of_all = rank * value_blocks + own;
+    of_brought = brings_own_columns ? own : of_all;
+    is_real = own < value_blocks && of_all < all_value_blocks;
+  }
+};
 
 // A thread's outputs: columns column_of(half) of each of its blocks, rows 8 n + 2c and + 1:
 // outputs[block][n][2 * half + (row)].
@@ -21,19 +35,15 @@ __device__ __forceinline__ void clear(Outputs& out) {
       for (float& x : group) x = 0.f;
 }
 
-__device__ __forceinline__ int value_block(int warp, int i) { return warp + i * consumers; }
-
-__device__ __forceinline__ void rescale(Outputs& out, const DecodeShared& shared, int tile) {
+__device__ __forceinline__ void rescale(float (&out)[row_groups][4], const DecodeShared& shared, int tile) {
 #pragma unroll
   for (int n = 0; n < row_groups; ++n) {
     const float2 by = *reinterpret_cast<const float2*>(&shared.rescale[tile][8 * n + threadIdx.x % 4 * 2]);
 #pragma unroll
-    for (int i = 0; i < warp_value_blocks; ++i)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        out[i][n][2 * half] = __fmul_rn(out[i][n][2 * half], by.x);
-        out[i][n][2 * half + 1] = __fmul_rn(out[i][n][2 * half + 1], by.y);
-      }
+    for (int half = 0; half < 2; ++half) {
+      out[n][2 * half] = __fmul_rn(out[n][2 * half], by.x);
+      out[n][2 * half + 1] = __fmul_rn(out[n][2 * half + 1], by.y);
+    }
   }
 }
 
@@ -59,14 +69,14 @@ __device__ __forceinline__ bool clear_infinite_values(u32 (&value)[2][4]) {
   return found;
 }
 __device__ __noinline__ float add_infinite_values(float out, const ForwardParams& params, const Pass& pass,
-                                                  const DecodeShared& shared, const unsigned char* slab,
+                                                  const DecodeShared& shared, const unsigned char* values,
                                                   int tile, int first, int row, int column, float scale) {
   const SplitItem& item = shared.items[pass.item];
   const RowName name(params, pass.kv_head, item.q_position, row);
   for (int key = first; key < first + 32; ++key) {
     const int k = (pass.tile + tile) * Config::tile + key;
     if (k >= item.kv_len) break;
-    const float value = value_element(slab, key, column, scale);
+    const float value = value_element(values, key, column, scale);
     if (fabsf(value) < infinity) continue;
     bool visible = true;
     if constexpr (Config::masked) visible = is_visible(params, item.sequence, name, k);
@@ -77,55 +87,71 @@ __device__ __noinline__ float add_infinite_values(float out, const ForwardParams
   return out;
 }
 
-// One tile's values of one block of columns.
+// One tile's values of one block of columns. The products are one chain: all that they need is asked for
+// before the first.
+template <bool is_partial>
 __device__ __forceinline__ void multiply_values(float (&out)[row_groups][4], const ForwardParams& params,
                                                 const DecodeShared& shared, const Pass& pass,
-                                                const unsigned char* slab, int tile, int piece, float scale) {
-  const bool is_partial = pass.is_partial >> tile & 1;
-  const u32 values = shared_address(slab);
+                                                const unsigned char* values, int tile, ValueBlock block,
+                                                float scale) {
+  constexpr int steps = Config::tile / 32;
+  const u32 address = shared_address(values);
+  const int piece = block.of_brought % slab_value_blocks;
+  u32 value[steps][2][4], p[steps][row_groups][4];
 #pragma unroll
-  for (int key = 0; key < Config::tile; key += 32) {
-    u32 value[2][4], p[row_groups][4];
-    load_values(value, values, key, piece, scale);
+  for (int i = 0; i < steps; ++i) {
+    load_values(value[i], address, 32 * i, piece, scale);
 #pragma unroll
-    for (int n = 0; n < row_groups; ++n) load_probabilities(p[n], shared.p, n, tile * Config::tile + key);
+    for (int n = 0; n < row_groups; ++n)
+      load_probabilities(p[i][n], shared.p, n, tile * Config::tile + 32 * i);
+  }
+  rescale(out, shared, tile);
+#pragma unroll
+  for (int i = 0; i < steps; ++i) {
     bool infinite = false;
-    if (is_partial) {
-      clear_dead_values(value, shared.items[pass.item].kv_len - (pass.tile + tile) * Config::tile - key);
-      if constexpr (Config::masked) infinite = __any_sync(~0u, clear_infinite_values(value));
+    if constexpr (is_partial) {
+      const int live = shared.items[pass.item].kv_len - (pass.tile + tile) * Config::tile;
+      clear_dead_values(value[i], live - 32 * i);
+      if constexpr (Config::masked) infinite = __any_sync(~0u, clear_infinite_values(value[i]));
     }
 #pragma unroll
     for (int step = 0; step < 2; ++step)
 #pragma unroll
       for (int n = 0; n < row_groups; ++n)
-        mma_m16n8k16<Config::bfloat16>(out[n], value[step], p[n][2 * step], p[n][2 * step + 1]);
+        mma_m16n8k16<Config::bfloat16>(out[n], value[i][step], p[i][n][2 * step], p[i][n][2 * step + 1]);
     if (infinite)
       for (int n = 0; n < row_groups; ++n)
-        for (int i = 0; i < 4; ++i)
-          out[n][i] =
-              add_infinite_values(out[n][i], params, pass, shared, slab, tile, key,
-                                  8 * n + threadIdx.x % 4 * 2 + i % 2, 16 * piece + column_of(i / 2), scale);
+        for (int e = 0; e < 4; ++e)
+          out[n][e] =
+              add_infinite_values(out[n][e], params, pass, shared, values, tile, 32 * i,
+                                  8 * n + threadIdx.x % 4 * 2 + e % 2, 16 * piece + column_of(e / 2), scale);
   }
 }
 
 // Tiles in ascending order.
 __device__ __forceinline__ void take_values(const ForwardParams& params, DecodeMemory& memory,
-                                            const Pass& pass, Progress& progress, Outputs& out, int warp) {
+                                            const Pass& pass, Progress& progress, Outputs& out, int warp,
+                                            int rank) {
   const float scale = Config::fp8_cache ? params.v_scale[pass.kv_head] : 1.f;
-  for (u32 tiles = pass.visible; tiles != 0; tiles &= tiles - 1) {
-    const int tile = __ffs(tiles) - 1;
-    rescale(out, memory.shared, tile);
+  for (u32 left = pass.visible; left != 0;) {
+    const u32 together = take_slab_tiles(left);
 #pragma unroll
     for (int number = 0; number < value_slabs; ++number, ++progress.slab.used) {
       const int slot = progress.slab.index();
       mbarrier_wait(&memory.value_full[slot], progress.value_parity >> slot & 1);
       progress.value_parity ^= 1u << slot;
+      for (u32 tiles = together; tiles != 0; tiles &= tiles - 1) {
+        const int tile = __ffs(tiles) - 1;
+        const unsigned char* values = memory.slab[slot] + tile % value_tiles * value_tile_bytes;
 #pragma unroll
-      for (int i = 0; i < warp_value_blocks; ++i) {
-        const int block = value_block(warp, i);
-        if (block < value_blocks && block / slab_value_blocks == number)
-          multiply_values(out[i], params, memory.shared, pass, memory.slab[slot], tile,
-                          block % slab_value_blocks, scale);
+        for (int i = 0; i < warp_value_blocks; ++i) {
+          const ValueBlock block(warp, i, rank);
+          if (!block.is_real || block.of_brought / slab_value_blocks != number) continue;
+          if (pass.is_partial >> tile & 1)
+            multiply_values<true>(out[i], params, memory.shared, pass, values, tile, block, scale);
+          else
+            multiply_values<false>(out[i], params, memory.shared, pass, values, tile, block, scale);
+        }
       }
       warp_arrive(&memory.slab_free[slot]);
     }

@@ -127,6 +127,16 @@ CHORALE_HOST_DEVICE constexpr int box_column_blocks(int head_dim, int value_dim,
   const bool by_threads = page_size > 0 && page_size <= most_slots_by_threads;
   return !fp8_cache && !by_threads && head_dim % 128 == 0 && value_dim % 128 == 0 ? 2 : 1;
 }
+// Of values, a block of a cluster brings the blocks of columns that it multiplies, where they can be dealt
+// out, or else all.
+CHORALE_HOST_DEVICE constexpr int brought_value_blocks(int value_dim, bool fp8_cache, int cluster) {
+  const int block = fp8_cache ? 128 : 64, blocks = (value_dim + block - 1) / block;
+  return blocks % cluster == 0 ? blocks / cluster : blocks;
+}
+// Its boxes of values have two blocks, as those of keys, or where that is too many, one.
+CHORALE_HOST_DEVICE constexpr int value_box_blocks(int brought_blocks, int key_box_blocks) {
+  return brought_blocks % key_box_blocks == 0 ? key_box_blocks : 1;
+}
 
 // Rows that a warp of the forward kernel has, whose outputs are a box where they make whole positions.
 constexpr int forward_warp_rows = 16;

@@ -150,15 +150,19 @@ __device__ __forceinline__ bool mbarrier_try_wait(u32 barrier, u32 parity) {
       : "memory");
   return done != 0;
 }
-__device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
+template <class F>
+__device__ __forceinline__ void wait_until(F&& done) {
 #ifdef CHORALE_WATCHDOG  // a wait that never ends becomes an error: for development
   for (int i = 0; i < 1 << 20; ++i)
-    if (mbarrier_try_wait(barrier, parity)) return;
+    if (done()) return;
   __trap();
 #else
-  while (!mbarrier_try_wait(barrier, parity)) {
+  while (!done()) {
   }
 #endif
+}
+__device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
+  wait_until([&] { return mbarrier_try_wait(barrier, parity); });
 }
 __device__ __forceinline__ void mbarrier_wait(u64* barrier, u32 parity) {
   mbarrier_wait(shared_address(barrier), parity);
@@ -176,6 +180,46 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
 __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+
+// --- clusters of blocks of threads ----------------------------------------------------------------------
+
+// The block's number in its cluster.
+__device__ __forceinline__ int cluster_rank() {
+  u32 rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+// Where the same variable lies in another block of the cluster.
+__device__ __forceinline__ u32 remote_address(u32 shared, int rank) {
+  u32 address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
+  return address;
+}
+// Stores to a block of the cluster. The bytes are counted by a barrier of that block: who has waited for it
+// sees them. (Arrivals that release to a cluster and waits that acquire from one would do without the count,
+// but cost a fence of the whole card and the first-level cache.)
+__device__ __forceinline__ void remote_store(u32 address, u32 x, u32 barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(address), "r"(x),
+      "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void remote_store(u32 address, float x, u32 barrier) {
+  remote_store(address, __float_as_uint(x), barrier);
+}
+__device__ __forceinline__ void remote_store(u32 address, uint4 x, u32 barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          address),
+      "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(barrier)
+      : "memory");
+}
+// All threads of the cluster. Barriers that were initialised before, and fenced, are there afterwards.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// --- launches, counters, registers ----------------------------------------------------------------------
 
 // Where a launch may overlap the one before it (programmatic dependent launch): waits until that one is
 // complete and its writes are visible. And: the next launch may begin to occupy what this one leaves free.
@@ -254,6 +298,7 @@ __device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64
       "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(evict_first)
       : "memory");
 }
+
 __device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1,
                                                   int c2, int c3, int c4) {
   asm volatile(

@@ -45,7 +45,8 @@ std::vector<KernelKey> kernels_of(const Problem& problem, int page_size) {
         std::ranges::find(keys, key) == keys.end())
       keys.push_back(key);
   }
-  keys.push_back(cuda::kernel_key(cuda::KernelKind::decode, problem, page_size));
+  for (const int cluster : {1, 2})  // of many keys, of few
+    keys.push_back(cuda::kernel_key(cuda::KernelKind::decode, problem, page_size, {1, cluster}));
   keys.push_back(cuda::kernel_key(cuda::KernelKind::store, problem, page_size));
   keys.push_back(cuda::kernel_key(cuda::KernelKind::copy_pages, problem, page_size));
   return keys;

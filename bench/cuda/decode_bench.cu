@@ -112,7 +112,7 @@ __global__ void reference(double* out, double* lse, const Sequence* sequences, c
     query[i] = unpack<Config::bfloat16>(stored(input(seed, 0, blockIdx.y, q, head, i)));
   __syncthreads();
   const auto score = [&](int k) {
-    if (Config::masked && !program_visible(nullptr, blockIdx.y, head, q, k, {})) return -HUGE_VAL;
+    if (Config::masked && !program_visible(nullptr, blockIdx.y, head, q, k, {}, {})) return -HUGE_VAL;
     double x = 0;
     for (int i = 0; i < dim; ++i)
       x += query[i] * cached_value(input(seed, 1, blockIdx.y, k, head / Config::group, i), 1);
@@ -180,7 +180,7 @@ struct Plan {
 // What make_plan() cuts row blocks into items for. Changes no bit.
 int split_for() {
   const char* wanted = std::getenv("SPLIT_FOR");
-  return wanted == nullptr ? multiprocessors() : std::atoi(wanted);
+  return (wanted == nullptr ? multiprocessors() : std::atoi(wanted)) / cluster;
 }
 
 std::vector<SplitItem> split(Plan& plan, int multiprocessors) {
@@ -241,14 +241,15 @@ struct Cache {
     cudaFree(k);
     cudaFree(v);
   }
-  TensorMap map(unsigned char* data, int dim) const {
+  TensorMap map(unsigned char* data, int dim, int blocks) const {
     const cuuint64_t page = Config::paged ? Config::page_size : slots, pages = slots / page;
     const cuuint64_t head_bytes = dim * element_size, slot_bytes = kv_heads * head_bytes;
-    if (column_blocks > 1)
+    if (slab_blocks > 1)
       return make_map(data, element_size, {64, page, cuuint64_t(dim) / 64, kv_heads, pages},
-                      {slot_bytes, 128, head_bytes, page * slot_bytes}, {64, box_slots, column_blocks, 1, 1});
+                      {slot_bytes, 128, head_bytes, page * slot_bytes},
+                      {64, box_slots, cuuint32_t(blocks), 1, 1});
     return make_map(data, element_size, {cuuint64_t(dim), kv_heads, page, pages},
-                    {head_bytes, slot_bytes, page * slot_bytes}, {slab_columns, 1, box_slots, 1});
+                    {head_bytes, slot_bytes, page * slot_bytes}, {block_columns, 1, box_slots, 1});
   }
   std::vector<int> pages(unsigned seed) const {
     std::vector<int> order(Config::paged ? slots / std::max(1, Config::page_size) : 0);
@@ -284,8 +285,8 @@ struct Launch {
     params.q = make_map(q, 2, {Config::head_dim, query_heads, cuuint64_t(plan.tokens)},
                         {Config::head_dim * 2, query_heads * Config::head_dim * 2},
                         {64, Config::group, Config::positions});
-    params.k = cache.map(cache.k, Config::head_dim);
-    params.v = cache.map(cache.v, Config::value_dim);
+    params.k = cache.map(cache.k, Config::head_dim, slab_blocks);
+    params.v = cache.map(cache.v, Config::value_dim, value_blocks_of_box);
     params.out = {out, (long long)query_heads * Config::value_dim, Config::value_dim};
     params.lse = lse;
     params.sinks = sinks;
@@ -311,15 +312,20 @@ struct Launch {
   }
   void operator()(cudaStream_t stream) const {
     cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
+    config.gridDim = grid / cluster * cluster;
     config.blockDim = decode_threads;
     config.dynamicSmemBytes = sizeof(DecodeMemory);
     config.stream = stream;
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = overlap;
+    cudaLaunchAttribute attributes[2] = {};
+    config.attrs = attributes;
+    if (overlap) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs++].val.clusterDim = {cluster, 1, 1};
+    }
     CHECK(cudaLaunchKernelEx(&config, chorale_decode, params));
   }
 };
@@ -386,7 +392,7 @@ Result run(const Problem& problem, int seed, double* errors, int repeats) {
   Workspace workspace(plan.slots, plan.arrival_counters);
   float* scales = make_scales();
   Launch launch(cache, plan, workspace, q, out, lse, device_sinks(), scales);
-  if (problem.grid != 0) launch.grid = problem.grid;
+  if (problem.grid != 0) launch.grid = problem.grid * cluster;
 
   Result result, again;
   result.out.resize(outputs * Config::value_dim);

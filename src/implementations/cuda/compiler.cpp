@@ -29,7 +29,8 @@ Result<LaunchShape> launch_shape(const KernelKey& key, const CompiledKernel& ker
     return Status::internal(fmt::format("kernels/{}.cu does not define {}_{}", name(key.kind), key.entry(),
                                         threads ? "smem" : "threads"));
   const bool overlaps = read_constant(kernel.cubin, key.entry() + "_overlaps").value_or(0) != 0;
-  return LaunchShape{*threads, *shared_bytes, overlaps};
+  const int cluster = read_constant(kernel.cubin, key.entry() + "_cluster").value_or(1);
+  return LaunchShape{*threads, *shared_bytes, overlaps, cluster};
 }
 
 }  // namespace chorale::cuda

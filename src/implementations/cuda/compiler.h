@@ -17,6 +17,7 @@ struct LaunchShape {
   int threads = 0;
   int shared_bytes = 0;   // dynamic
   bool overlaps = false;  // begins before the launch before it has ended, and waits for that itself
+  int cluster = 1;        // blocks of threads that see each other's shared memory
 };
 Result<LaunchShape> launch_shape(const KernelKey& key, const CompiledKernel& kernel);
 

@@ -114,7 +114,7 @@ CudaPlan::Layout CudaPlan::lay_out() const {
   layout.table_values = cursor.take<std::byte>(sizes.table_bytes);
   layout.image_bytes = cursor.at();
   const std::size_t rows =
-      heads * sizes.slots * static_cast<std::size_t>(decode_positions_ * problem().group_size());
+      heads * sizes.slots * static_cast<std::size_t>(decode_shape_.positions * problem().group_size());
   layout.decode.partial_out = cursor.take<float>(rows * static_cast<std::size_t>(problem().value_dim()));
   layout.decode.partial_reference = cursor.take<float>(rows);
   layout.decode.partial_sum = cursor.take<float>(rows);
@@ -140,19 +140,19 @@ Result<CudaPlan::Kernels> CudaPlan::find_kernels(const Problem& problem, const B
 
 Result<std::shared_ptr<CudaPlan>> CudaPlan::create(std::string_view implementation, Gpu& gpu,
                                                    const Problem& problem, const Batch& batch,
-                                                   const Order& order) {
+                                                   const Order& order, int cluster) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem, batch));
   CHORALE_RETURN_IF_ERROR(check_lengths(batch));
   std::shared_ptr<CudaPlan> plan(
       new CudaPlan(implementation, gpu, std::move(bound), without_table(batch), order));
-  const WorkSizes work = measure_work(plan->problem(), batch, order);
+  const WorkSizes work = measure_work(plan->problem(), batch, order, gpu.multiprocessors(), {1, cluster});
   CHORALE_ASSIGN_OR_RETURN(plan->kernels_, plan->find_kernels(plan->problem(), batch, work));
   Sizes room = sizes_of(plan->problem(), batch, work);
   for (std::size_t* size : {&room.sequences, &room.forward_blocks, &room.decode_blocks, &room.split_items,
                             &room.slots, &room.key_tiles, &room.block_table, &room.table_bytes})
     if (*size > 0) *size = std::bit_ceil(*size);
   plan->room_ = room;
-  plan->decode_positions_ = work.decode.positions;
+  plan->decode_shape_ = work.decode_shape();
   plan->choose_widened_heads();
   plan->layout_ = plan->lay_out();
   CHORALE_ASSIGN_OR_RETURN(plan->image_, PlanMemoryPool::of(gpu).take_pinned(plan->layout_.image_bytes));
@@ -171,7 +171,7 @@ CudaPlan::~CudaPlan() {
 Status CudaPlan::update(const Batch& batch, void* stream) {
   CHORALE_ASSIGN_OR_RETURN(Problem bound, check_plan(problem(), batch));
   CHORALE_RETURN_IF_ERROR(check_lengths(batch));
-  const WorkSizes work = measure_work(bound, batch, order_, decode_positions_);
+  const WorkSizes work = measure_work(bound, batch, order_, gpu_.multiprocessors(), decode_shape_);
   CHORALE_RETURN_IF_ERROR(check_room(sizes_of(bound, batch, work), room_));
   // A kernel without work ends at once.
   CHORALE_ASSIGN_OR_RETURN(const Kernels kernels, find_kernels(bound, batch, work));

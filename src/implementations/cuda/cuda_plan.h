@@ -26,10 +26,11 @@ namespace chorale::cuda {
 
 class CudaPlan final : public Plan {
  public:
-  // Compiles and loads the kernels that it needs, if nobody did before.
+  // Compiles and loads the kernels that it needs, if nobody did before. `cluster` of the decode kernel: 1 or
+  // 2, 0 chooses by what there is to do.
   static Result<std::shared_ptr<CudaPlan>> create(std::string_view implementation, Gpu& gpu,
                                                   const Problem& problem, const Batch& batch,
-                                                  const Order& order);
+                                                  const Order& order, int cluster = 0);
   ~CudaPlan() override;
 
   // The same plan for another batch: what follows in any stream works on that. A graph's memory gets it in
@@ -113,7 +114,7 @@ class CudaPlan final : public Plan {
   Kernels kernels_;
   Sizes room_{};
   Layout layout_{};
-  int decode_positions_ = 1;       // of a decode's row block
+  DecodeShape decode_shape_;
   int widened_heads_ = 1;          // KV heads of a launch over widened keys
   std::int64_t largest_page_ = 0;  // -1: none
 

@@ -25,6 +25,7 @@ struct LaunchAttribute {  // CUlaunchAttribute
   union {
     char bytes[64];
     int programmatic_stream_serialization;
+    unsigned cluster[3];
   } value;
 };
 struct LaunchConfig {  // CUlaunchConfig
@@ -41,7 +42,7 @@ inline constexpr int multiprocessors = 16, compute_major = 75, compute_minor = 7
                      shared_bytes_of_a_block = 97;
 inline constexpr int function_max_dynamic_shared = 8;
 inline constexpr int event_disable_timing = 2;
-inline constexpr int attribute_programmatic_serialization = 6;
+inline constexpr int attribute_cluster = 4, attribute_programmatic_serialization = 6;
 inline constexpr int tensor_uint8 = 0, tensor_float16 = 6, tensor_bfloat16 = 9;
 inline constexpr int tensor_swizzle_128 = 3, tensor_promotion_l2_256 = 3;
 inline constexpr int error_not_ready = 600;

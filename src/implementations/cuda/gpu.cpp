@@ -84,14 +84,24 @@ Result<const Kernel*> Gpu::kernel(const KernelKey& key) {
 }
 
 Status Gpu::launch(const Kernel& kernel, int blocks, const void* parameters, Stream stream) const {
-  LaunchAttribute overlap{driver_constants::attribute_programmatic_serialization, {}, {}};
-  overlap.value.programmatic_stream_serialization = 1;
-  const LaunchConfig config{{static_cast<unsigned>(blocks), 1, 1},
-                            {static_cast<unsigned>(kernel.shape.threads), 1, 1},
-                            static_cast<unsigned>(kernel.shape.shared_bytes),
-                            stream,
-                            &overlap,
-                            kernel.shape.overlaps ? 1u : 0u};
+  LaunchAttribute attributes[2] = {};
+  LaunchConfig config{{static_cast<unsigned>(blocks / kernel.shape.cluster * kernel.shape.cluster), 1, 1},
+                      {static_cast<unsigned>(kernel.shape.threads), 1, 1},
+                      static_cast<unsigned>(kernel.shape.shared_bytes),
+                      stream,
+                      attributes,
+                      0};
+  if (kernel.shape.overlaps) {
+    LaunchAttribute& overlap = attributes[config.attribute_count++];
+    overlap.id = driver_constants::attribute_programmatic_serialization;
+    overlap.value.programmatic_stream_serialization = 1;
+  }
+  if (kernel.shape.cluster > 1) {
+    LaunchAttribute& cluster = attributes[config.attribute_count++];
+    cluster.id = driver_constants::attribute_cluster;
+    cluster.value.cluster[0] = static_cast<unsigned>(kernel.shape.cluster);
+    cluster.value.cluster[1] = cluster.value.cluster[2] = 1;
+  }
   void* arguments[] = {const_cast<void*>(parameters)};
   return driver_->check(driver_->launch(&config, kernel.function, arguments, nullptr),
                         fmt::format("launching {}", kernel.key.describe()));

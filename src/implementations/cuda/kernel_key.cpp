@@ -67,6 +67,7 @@ std::string KernelKey::describe() const {
   if (value_dim != head_dim) text += fmt::format("/{}", value_dim);
   if (group != 1) text += fmt::format(" group {}", group);
   if (kind == KernelKind::decode) text += fmt::format(" q{}", positions);
+  if (cluster != 1) text += fmt::format(" cluster {}", cluster);
   text += paged ? fmt::format(" page {}", page_size) : " packed";
   for (const auto& [set, word] :
        {std::pair(fp8_cache, "fp8"), {masked, "masked"}, {scored, "scored"}, {sinks, "sinks"}})
@@ -74,12 +75,12 @@ std::string KernelKey::describe() const {
   return text;
 }
 
-KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, int positions) {
-  return kernel_key(kind, problem, order_of(problem.head_dim, problem.value_dim()), page_size, positions);
+KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, DecodeShape shape) {
+  return kernel_key(kind, problem, order_of(problem.head_dim, problem.value_dim()), page_size, shape);
 }
 
 KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order, int page_size,
-                     int positions) {
+                     DecodeShape shape) {
   KernelKey key;
   key.kind = kind;
   key.head_dim = problem.head_dim;
@@ -99,7 +100,9 @@ KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order
   if (kind == KernelKind::widen) return key;
   key.scored = !problem.score.is_identity();
   key.sinks = problem.sinks;
-  key.positions = kind == KernelKind::decode ? positions : std::max(1, block_rows / key.group);
+  if (kind != KernelKind::decode) shape = {std::max(1, block_rows / key.group), 1};
+  key.positions = shape.positions;
+  key.cluster = shape.cluster;
   return key;
 }
 

@@ -12,6 +12,13 @@ namespace chorale::cuda {
 enum class KernelKind { forward, decode, widen, store, copy_pages };
 std::string_view name(KernelKind kind);
 
+// What a decode kernel is compiled for beside the problem: query positions of a row block, a power of two and
+// at most decode_rows / group, and blocks of threads that share an item. Changes no bit.
+struct DecodeShape {
+  int positions = 1;
+  int cluster = 1;  // 1 or 2
+};
+
 struct KernelKey {
   KernelKind kind = KernelKind::forward;
   int head_dim = 0, value_dim = 0;
@@ -22,6 +29,7 @@ struct KernelKey {
   int page_size = 0;  // 0: packed
   bool masked = false, scored = false, sinks = false;
   int tile = 0, chunk = 0, positions = 0;
+  int cluster = 1;
   std::string program;  // emitted from mask and score; empty for kernels of neither
 
   bool operator==(const KernelKey&) const = default;
@@ -29,12 +37,11 @@ struct KernelKey {
   std::string describe() const;  // "forward bf16 d128 group 4 paged 16 masked"
 };
 
-// The kernel of this kind that serves a problem over packed (page_size 0) or paged keys. `positions` of a row
-// block: a decode's, from 1 to decode_rows / group; the forward's are always the same. A forward over 8-bit
+// The kernel of this kind that serves a problem over packed (page_size 0) or paged keys. A forward over 8-bit
 // keys is one over packed keys of 16 bits, which widen makes.
-KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, int positions = 1);
+KernelKey kernel_key(KernelKind kind, const Problem& problem, int page_size, DecodeShape shape = {});
 // The same in another order of arithmetic, which gives other bits.
 KernelKey kernel_key(KernelKind kind, const Problem& problem, const Order& order, int page_size,
-                     int positions);
+                     DecodeShape shape);
 
 }  // namespace chorale::cuda

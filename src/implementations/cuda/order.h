@@ -11,7 +11,7 @@ constexpr int tile_keys(int head_dim, int value_dim) {
 
 // C: keys whose partial state starts from nothing. The running total of wide values does not fit in registers
 // beside the chunk's, so they are merged less often.
-constexpr int chunk_keys(int value_dim) { return value_dim <= 128 ? 1024 : 4096; }
+constexpr int chunk_keys(int value_dim) { return value_dim <= 128 ? 2048 : 4096; }
 
 // Rows of a block of the forward kernel: query positions times query heads of a group. Changes the speed
 // only.

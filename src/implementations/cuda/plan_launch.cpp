@@ -22,10 +22,16 @@ TensorView as_pages(const TensorView& view) {
   return pages;
 }
 
-int column_blocks_of(const KernelKey& key) {
-  if (key.kind != KernelKind::decode) return 1;
-  return kernels::box_column_blocks(key.head_dim, key.value_dim, key.fp8_cache, key.page_size);
-}
+// Blocks of columns in a box of keys, and of values.
+struct BoxBlocks {
+  int keys = 1, values = 1;
+  explicit BoxBlocks(const KernelKey& key) {
+    if (key.kind != KernelKind::decode) return;
+    keys = kernels::box_column_blocks(key.head_dim, key.value_dim, key.fp8_cache, key.page_size);
+    values = kernels::value_box_blocks(
+        kernels::brought_value_blocks(key.value_dim, key.fp8_cache, key.cluster), keys);
+  }
+};
 
 template <class T>
 void point_at(DevicePointer address, T*& to) {
@@ -149,12 +155,13 @@ Status CudaPlan::launch(const Kernel& kernel, DevicePointer memory, const PartLa
   const KernelKey& key = kernel.key;
   kernels::ForwardParams params{};
   const TensorView k = as_pages(tensors.k), v = as_pages(tensors.v);
-  const int blocks = column_blocks_of(key), slots = key.paged ? std::min(key.page_size, key.tile) : key.tile;
+  const BoxBlocks blocks(key);
+  const int slots = key.paged ? std::min(key.page_size, key.tile) : key.tile;
   const int query_box[] = {64, key.group, key.positions}, key_box[] = {key.fp8_cache ? 128 : 64, 1, slots, 1};
   CHORALE_ASSIGN_OR_RETURN(params.q, tensor_map(d, "q", tensors.q, query_box));
-  if (blocks > 1) {
-    CHORALE_ASSIGN_OR_RETURN(params.k, column_blocks_map(d, "k", k, slots, blocks));
-    CHORALE_ASSIGN_OR_RETURN(params.v, column_blocks_map(d, "v", v, slots, blocks));
+  if (blocks.keys > 1) {
+    CHORALE_ASSIGN_OR_RETURN(params.k, column_blocks_map(d, "k", k, slots, blocks.keys));
+    CHORALE_ASSIGN_OR_RETURN(params.v, column_blocks_map(d, "v", v, slots, blocks.values));
   } else {
     CHORALE_ASSIGN_OR_RETURN(params.k, tensor_map(d, "k", k, key_box));
     CHORALE_ASSIGN_OR_RETURN(params.v, tensor_map(d, "v", v, key_box));

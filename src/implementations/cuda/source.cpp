@@ -35,6 +35,7 @@ std::string kernel_source(const KernelKey& key) {
   define("TILE", key.tile);
   define("CHUNK", key.chunk);
   define("POSITIONS", key.positions);
+  define("CLUSTER", key.cluster);
   text += "#include \"config.cuh\"\n#include \"params.h\"\n";
   if (!key.program.empty()) text += "#include \"program.cuh\"\n";
   text += fmt::format("#include \"{}.cu\"\n", name(key.kind));

@@ -21,6 +21,12 @@ struct SplitSizes {
   }
 };
 
+// Blocks of threads that share an item: two where single ones would leave half of the multiprocessors idle
+// (what more is won by is docs/cuda_decode.md's).
+inline int cluster_for(const SplitSizes& sizes, int kv_heads, int multiprocessors) {
+  return std::int64_t{2} * kv_heads * sizes.chunks <= multiprocessors ? 2 : 1;
+}
+
 inline int chunks_of(int keys, int chunk) { return std::max(1, (keys + chunk - 1) / chunk); }
 
 // Makes `item` a row block with all chunks of its keys, in its place: a copy of what was just written in
@@ -39,6 +45,7 @@ inline void set_whole_item(kernels::SplitItem& item, const kernels::Sequence& ke
 }
 
 // Writes the items and says how many there are. `set_whole(item, i)` makes one of row block i, longest first.
+// A multiprocessor here is as many as share an item.
 //
 // States that are written, read again and merged by others cost time at the end, when nothing is left to do
 // beside them. So the first chunks of a row block are one item where that leaves no multiprocessor idle:

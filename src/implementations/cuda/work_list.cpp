@@ -64,12 +64,12 @@ void write_key_tiles(const Problem& problem, const Batch& batch, const Order& or
 
 }  // namespace
 
-WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& order,
-                       int least_decode_positions) {
+WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
+                       DecodeShape of_plan) {
   const int group = problem.group_size(), most_decode = most_decode_positions(problem);
   WorkSizes work;
   work.forward.positions = std::max(1, block_rows / group);
-  work.decode.positions = least_decode_positions;
+  work.decode.positions = of_plan.positions;
   for (int s = 0; s < batch.sequences(); ++s) {
     const int queries = batch.q_len(s), keys = batch.kv_len(s);
     if (queries == 0) continue;
@@ -89,6 +89,8 @@ WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& 
   work.decode.positions =
       std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(work.decode.positions))),
                std::max(1, most_decode));
+  work.cluster =
+      of_plan.cluster > 0 ? of_plan.cluster : cluster_for(work.split, problem.kv_heads, multiprocessors);
   return work;
 }
 
@@ -104,7 +106,7 @@ WorkCounts write_work(const Problem& problem, const Batch& batch, const Order& o
     const int s = to.decode[i].sequence;
     set_whole_item(item, device_sequence(batch, s), s, 0, work.decode.positions, order.chunk);
   };
-  return {split(work.split, problem.kv_heads, multiprocessors, set_whole, to.split_items),
+  return {split(work.split, problem.kv_heads, multiprocessors / work.cluster, set_whole, to.split_items),
           heads_together(forward, problem.kv_heads, multiprocessors)};
 }
 
@@ -112,7 +114,7 @@ std::vector<KernelKey> kernel_keys(const WorkSizes& work, const Problem& problem
                                    int page_size) {
   std::vector<KernelKey> keys;
   const auto add = [&](KernelKind kind, const WorkSizes::Part& part) {
-    if (part.blocks > 0) keys.push_back(kernel_key(kind, problem, order, page_size, part.positions));
+    if (part.blocks > 0) keys.push_back(kernel_key(kind, problem, order, page_size, work.decode_shape()));
   };
   if (problem.has_kv_scales()) add(KernelKind::widen, work.forward);
   add(KernelKind::forward, work.forward);

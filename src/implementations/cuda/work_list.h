@@ -23,12 +23,15 @@ struct WorkSizes {
   };
   Part forward, decode;
   SplitSizes split;   // of the decode's row blocks
+  int cluster = 1;    // blocks of threads that share an item of the decode
   int key_tiles = 0;  // to widen
+  DecodeShape decode_shape() const { return {decode.positions, cluster}; }
 };
 
-// A decode's row blocks have at least so many positions.
-WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& order,
-                       int least_decode_positions = 1);
+// For so many multiprocessors. With the decode kernel of a plan, if it will do: row blocks have at least so
+// many positions. Else with that of cluster 0, which is none.
+WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
+                       DecodeShape of_plan = {1, 0});
 
 // The kernels that do it.
 std::vector<KernelKey> kernel_keys(const WorkSizes& work, const Problem& problem, const Order& order,

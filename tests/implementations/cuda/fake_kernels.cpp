@@ -50,11 +50,14 @@ class FakeKernel {
   }
 
   void run(bool is_decode) {
-    const int blocks = is_decode ? box_column_blocks(value("HEAD_DIM"), value("VALUE_DIM"),
-                                                     value("FP8_CACHE") != 0, value("PAGE_SIZE"))
-                                 : 1;
-    for (FakeTensorMap* map : {&k_, &v_})
-      if (blocks > 1) *map = with_joined_columns(*map, static_cast<unsigned>(blocks));
+    const bool codes = value("FP8_CACHE") != 0;
+    const int key_blocks =
+        is_decode ? box_column_blocks(value("HEAD_DIM"), value("VALUE_DIM"), codes, value("PAGE_SIZE")) : 1;
+    if (key_blocks > 1) {
+      const int brought = brought_value_blocks(value("VALUE_DIM"), codes, value("CLUSTER"));
+      k_ = with_joined_columns(k_, static_cast<unsigned>(key_blocks));
+      v_ = with_joined_columns(v_, static_cast<unsigned>(value_box_blocks(brought, key_blocks)));
+    }
     check_constants(is_decode);
     check_tables();
     const PlanView& plan = params_.plan;

@@ -284,7 +284,8 @@ TEST(Failures20KernelIdentity, DiffersWithEverythingThatMatters) {
   with([](Problem& p) { p.sinks = true; });
   with([](Problem& p) { p.kv_heads = 4; });
   all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16), "sm_90a", "13.0"));
-  all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16, 2), "sm_90a", "13.0"));
+  all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16, {2, 1}), "sm_90a", "13.0"));
+  all.push_back(kernel_identity(kernel_key(KernelKind::decode, problem(), 16, {1, 2}), "sm_90a", "13.0"));
   Problem codes = problem();
   codes.kv_dtype = DType::float8_e4m3;
   for (const KernelKind kind : {KernelKind::decode, KernelKind::widen})

@@ -38,12 +38,12 @@ Problem with(Problem changed, const std::function<void(Problem&)>& change) {
 std::vector<Listed> listed() {
   using K = KernelKind;
   std::vector<Listed> list;
-  const auto add = [&](K kind, const Problem& p, int page_size, int spill_bytes = 0, int positions = 1) {
-    list.push_back({kernel_key(kind, p, page_size, positions), spill_bytes});
+  const auto add = [&](K kind, const Problem& p, int page_size, int spill_bytes = 0, DecodeShape shape = {}) {
+    list.push_back({kernel_key(kind, p, page_size, shape), spill_bytes});
   };
-  // A decode keeps what does not change in registers, and spills some of it around the merge, once a row
-  // block.
-  constexpr int decode_spills = 150, wide_decode_spills = 600;
+  // A decode keeps what does not change in registers, and spills some of it where its warps meet, once a
+  // pass.
+  constexpr int decode_spills = 250, wide_decode_spills = 600;
   // A forward spills little; but with 256 columns the total of the chunks that have ended does not fit beside
   // them: at a chunk's end, every 64 tiles, it goes through memory.
   constexpr int forward_spills = 200, wide_forward_spills = 2500;
@@ -51,7 +51,8 @@ std::vector<Listed> listed() {
   for (const auto& [head_dim, value_dim] :
        {std::pair(64, 64), {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 256}}) {
     add(K::forward, problem(head_dim, value_dim), 0, value_dim == 256 ? wide_forward_spills : forward_spills);
-    add(K::decode, problem(head_dim, value_dim, 4), 16, decode_spills);
+    for (const int cluster : {1, 2})
+      add(K::decode, problem(head_dim, value_dim, 4), 16, decode_spills, {1, cluster});
   }
   // Every feature, with the usual head_dim.
   const Problem usual = problem(128, 128, 4);
@@ -71,15 +72,17 @@ std::vector<Listed> listed() {
   const auto with_codes = [](const Problem& p) {
     return with(p, [](Problem& q) { q.kv_dtype = DType::float8_e4m3; });
   };
-  add(K::decode, with_codes(usual), 16, decode_spills);
+  for (const int cluster : {1, 2}) {
+    add(K::decode, with_codes(usual), 16, decode_spills, {1, cluster});
+    add(K::decode, usual, 1, decode_spills, {1, cluster});
+    add(K::decode, usual, 256, wide_decode_spills, {8, cluster});
+  }
   for (const int page_size : {0, 1, 16, 256}) add(K::widen, with_codes(usual), page_size);
   for (const auto& [head_dim, value_dim] : {std::pair(64, 64), {96, 96}, {192, 128}, {192, 192}, {256, 256}})
     add(K::widen, with_codes(problem(head_dim, value_dim)), 16);
   add(K::widen, with_codes(with(usual, [&](Problem& p) { p.mask = documents; })), 16);
   add(K::decode, with(usual, [](Problem& p) { p.dtype = DType::float16; }), 64, decode_spills);
   add(K::decode, usual, 0, decode_spills);
-  add(K::decode, usual, 1, decode_spills);
-  add(K::decode, usual, 256, wide_decode_spills, 8);
   add(K::store, usual, 16);
   add(K::copy_pages, usual, 16);
   return list;

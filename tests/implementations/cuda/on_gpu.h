@@ -26,11 +26,12 @@ class OnDevice {
   cuda::StagedTensors staged_;
 };
 
-// Plans and runs on the first GPU, in the order of arithmetic that it is given.
+// Plans and runs on the first GPU, in the order of arithmetic, and with clusters of the decode kernel, that
+// it is given. 0: its own.
 class OnGpu final : public Implementation {
  public:
-  explicit OnGpu(cuda::Gpu& gpu, int chunk = 0)
-      : gpu_(gpu), inner_(gpu), chunk_(chunk) {}  // chunk 0: its own
+  explicit OnGpu(cuda::Gpu& gpu, int chunk = 0, int cluster = 0)
+      : gpu_(gpu), inner_(gpu), chunk_(chunk), cluster_(cluster) {}
   std::string_view name() const override { return inner_.name(); }
   Status supports(const Problem& problem, const Device&, Phase phase) const override {
     return inner_.supports(problem, Device::cuda(), phase);
@@ -50,7 +51,7 @@ class OnGpu final : public Implementation {
  private:
   cuda::Gpu& gpu_;
   cuda::StagedAttention inner_;
-  int chunk_;
+  int chunk_, cluster_;
 };
 
 }  // namespace chorale::testing

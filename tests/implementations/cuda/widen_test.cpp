@@ -60,7 +60,7 @@ TEST(WidenKeys, ServeLongQueriesAndDecodeTheOthers) {
       batch.cu_seqlens_k.push_back(batch.cu_seqlens_k.back() + 100);
     }
     std::vector<cuda::KernelKind> found;
-    for (const auto& key : kernel_keys(cuda::measure_work(problem, batch, order), problem, order, 0))
+    for (const auto& key : kernel_keys(cuda::measure_work(problem, batch, order, 132), problem, order, 0))
       found.push_back(key.kind);
     return found;
   };
