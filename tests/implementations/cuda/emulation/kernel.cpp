@@ -24,7 +24,7 @@ const Kernel EMULATED_NAME = {
     Config::group,
     Config::bfloat16,
     Config::fp8_cache,
-    Config::paged ? Config::page_size : 0,
+    Config::page_size,
     Config::masked,
     Config::scored,
     Config::sinks,
