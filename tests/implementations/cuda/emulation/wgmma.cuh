@@ -32,9 +32,9 @@ inline u32 describe_columns(u32 address, u32 block_bytes) {
 }
 
 template <bool bfloat16>
-float operand(u32 address) {
+float operand(const unsigned char* memory, u32 address) {
   u16 x;
-  std::memcpy(&x, emulation::shared_memory() + emulation::swizzled(address), 2);
+  std::memcpy(&x, memory + emulation::swizzled(address), 2);
   return unpack<bfloat16>(x);
 }
 
@@ -46,8 +46,9 @@ struct Wgmma {
     float rows[2][16], column[16];
     for (int row = 0; row < 2; ++row)
       for (int k = 0; k < 16; ++k) rows[row][k] = a(row, k);
+    const int first = lane_now() % 4 * 2;
     for (int i = 0; i < N / 4; ++i) {
-      for (int k = 0; k < 16; ++k) column[k] = b(k, i / 2 * 8 + lane_now() % 4 * 2 + i % 2);
+      for (int k = 0; k < 16; ++k) column[k] = b(k, i / 2 * 8 + first + i % 2);
       for (int row = 0; row < 2; ++row) {
         float& sum = d[i / 2 * 4 + row * 2 + i % 2];
         sum = add_products(
@@ -58,14 +59,14 @@ struct Wgmma {
   static void rows_by_rows(float (&d)[N / 2], u32 a, u32 b, int accumulate) {
     const u32 first = (a & 0xffff) << 4, keys = (b & 0xffff) << 4;
     const int row = emulation::thread().number % 128 / 32 * 16 + lane_now() / 4;
-    emulation::thread().products.push_back([=, &d] {
+    emulation::thread().products.push_back([=, &d, memory = emulation::shared_memory()] {
       multiply(
           d, accumulate != 0,
           [&](int r, int k) {
-            return operand<bfloat16>(first + static_cast<u32>((row + 8 * r) * 128 + 2 * k));
+            return operand<bfloat16>(memory, first + static_cast<u32>((row + 8 * r) * 128 + 2 * k));
           },
           [&](int k, int column) {
-            return operand<bfloat16>(keys + static_cast<u32>(column * 128 + 2 * k));
+            return operand<bfloat16>(memory, keys + static_cast<u32>(column * 128 + 2 * k));
           });
     });
   }
@@ -76,7 +77,7 @@ struct Wgmma {
     for (int i = 0; i < 4; ++i)
       fragments[i] = reinterpret_cast<const u32*>(all.value[lane_now() / 4 * 4 + i]);
     const u32 first = (b & 0xffff) << 4, block_bytes = b >> 16 << 4;
-    emulation::thread().products.push_back([=, &d] {
+    emulation::thread().products.push_back([=, &d, memory = emulation::shared_memory()] {
       multiply(
           d, accumulate != 0,
           [&](int r, int k) {
@@ -84,8 +85,8 @@ struct Wgmma {
             return unpack<bfloat16>(k % 2 == 0 ? pair : pair >> 16);
           },
           [&](int k, int column) {
-            return operand<bfloat16>(first + static_cast<u32>(column / 64) * block_bytes +
-                                     static_cast<u32>(k * 128 + column % 64 * 2));
+            return operand<bfloat16>(memory, first + static_cast<u32>(column / 64) * block_bytes +
+                                                 static_cast<u32>(k * 128 + column % 64 * 2));
           });
     });
   }
