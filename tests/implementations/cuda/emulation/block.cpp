@@ -11,6 +11,7 @@
 extern "C" void emulation_switch(void** from, void* to);
 asm(R"(
 .text
+.globl emulation_switch
 emulation_switch:
   pushq %rbp
   pushq %rbx
@@ -135,7 +136,10 @@ bool go_on(Fiber& fiber) {
 
 class Scheduler {
  public:
-  explicit Scheduler(Running& now) : now_(now), most_at_once_(1 + now.random() % now.clusters.size()) {}
+  explicit Scheduler(Running& now)
+      : now_(now),
+        most_at_once_(1 + now.random() % now.clusters.size()),
+        later_one_in_(std::array{2u, 8u, 50u}[now.random() % 3]) {}
 
   void run() {
     while (now_.problem.empty()) {
@@ -147,7 +151,8 @@ class Scheduler {
   }
 
  private:
-  double weight() { return std::array<double, 4>{1, 1, 5, 25}[now_.random() % 4]; }
+  // How often one of several goes on; some hardly do while others can.
+  double weight() { return std::array<double, 4>{.01, 1, 5, 25}[now_.random() % 4]; }
 
   void begin_clusters() {
     for (; at_once_.size() < most_at_once_ && next_ < now_.clusters.size(); ++next_) {
@@ -167,9 +172,18 @@ class Scheduler {
     block.fibers = std::vector<Fiber>(static_cast<std::size_t>(now_.grid.threads));
     for (int i = 0; i < now_.grid.threads; ++i) begin(block.fibers[static_cast<std::size_t>(i)], number, i);
     block.warps.resize(static_cast<std::size_t>(now_.grid.threads / warp_threads));
+    draw_warps(block);
+  }
+  void draw_warps(Block& block) {
     std::vector<double> weights(block.warps.size());
     std::ranges::generate(weights, [&] { return weight(); });
     block.next_warp = {weights.begin(), weights.end()};
+  }
+  // Whoever was quick may be slow from now on.
+  void draw_again() {
+    Cluster& cluster = *at_once_[now_.random() % at_once_.size()];
+    cluster.weight = weight();
+    draw_warps(cluster.blocks[now_.random() % cluster.blocks.size()]);
   }
   void end_clusters() {
     std::erase_if(at_once_, [&](Cluster* cluster) {
@@ -186,11 +200,14 @@ class Scheduler {
 
   bool run_some() {
     bool moved = false;
+    if (now_.random() % 8 == 0) draw_again();
     for (int i = 0; i < 50 && now_.problem.empty(); ++i) {
       Cluster& cluster = choose_cluster();
       Block& block = cluster.blocks[now_.random() % cluster.blocks.size()];
-      moved = run_warp(block, block.next_warp(now_.random)) || moved;
-      if (now_.random() % 8 == 0) moved = work_later() || moved;
+      const std::uint64_t chance = now_.random();
+      const std::uint32_t lanes = chance % 8 == 0 ? static_cast<std::uint32_t>(chance >> 32) : ~0u;
+      moved = run_warp(block, block.next_warp(now_.random), chance >> 8, lanes) || moved;
+      if (now_.random() % later_one_in_ == 0) moved = work_later() || moved;
     }
     return moved;
   }
@@ -211,11 +228,14 @@ class Scheduler {
       if ((place -= cluster->weight) < 0) return *cluster;
     return *at_once_.back();
   }
-  bool run_warp(Block& block, std::size_t warp) {
+  // From `first` on, those of the bits in `lanes`.
+  bool run_warp(Block& block, std::size_t warp, std::size_t first = 0, std::uint32_t lanes = ~0u) {
     bool moved = false;
     block.has_begun = true;
-    for (std::size_t lane = 0; lane < warp_threads && now_.problem.empty(); ++lane)
-      moved = go_on(block.fibers[warp * warp_threads + lane]) || moved;
+    for (std::size_t i = 0; i < warp_threads && now_.problem.empty(); ++i) {
+      const std::size_t lane = (first + i) % warp_threads;
+      if (lanes >> lane & 1) moved = go_on(block.fibers[warp * warp_threads + lane]) || moved;
+    }
     return moved;
   }
   bool work_later() {
@@ -241,6 +261,7 @@ class Scheduler {
 
   Running& now_;
   std::size_t most_at_once_, next_ = 0;
+  unsigned later_one_in_;
   std::vector<Cluster*> at_once_;
 };
 
@@ -263,6 +284,12 @@ unsigned char* shared_place(unsigned address) {
   require(block != nullptr && block->has_begun && block->live > 0,
           "shared memory of a block that has not begun, or has ended");
   return running->shared + (inside ? address : 0);
+}
+unsigned char* own_place(unsigned address) {
+  require(address / block_stride == static_cast<unsigned>(thread().block),
+          "an address that is not the block's own");
+  require(address % block_stride < shared_bytes, "an address outside of shared memory");
+  return running->shared + address;
 }
 unsigned char* shared_memory() {
   return running->shared + static_cast<std::size_t>(thread().block) * block_stride;

@@ -1,9 +1,9 @@
 // Blocks of threads on a CPU: each thread of the kernel is a fiber, a random warp of a random block goes on,
-// and its lanes run until they wait. What a kernel must not count on does not happen: copies arrive late and
-// in any order, and until then their place holds NaN; products are made, and stores of the copy engine read,
-// when they are waited for, of what is in shared memory then; what such a store writes is written at the end,
-// in any order, if nobody waits for it; what is stored to another block of a cluster is there when the thread
-// next meets others, not before; and only some clusters run at once.
+// and its lanes, or some of them, run until they wait. What a kernel must not count on does not happen:
+// copies arrive late and in any order, and until then their place holds NaN; products are made, and stores of
+// the copy engine read, when they are waited for, of what is in shared memory then; what such a store writes
+// is written at the end, in any order, if nobody waits for it; what is stored to another block of a cluster
+// is there when the thread next meets others, not before; and only some clusters run at once.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +40,9 @@ Thread& thread();  // that runs
 // A number says where in which block's shared memory something lies.
 constexpr unsigned block_stride = 256 << 10;
 unsigned shared_address(const void* pointer);
-unsigned char* shared_place(unsigned address);  // of a block that runs
-unsigned char* shared_memory();                 // of the block of the thread that runs
+unsigned char* shared_place(unsigned address);  // of any block that runs
+unsigned char* own_place(unsigned address);     // of the block of the thread that runs
+unsigned char* shared_memory();                 // all of that
 
 // The kernel fails, unless `right`: nothing runs any more.
 void require(bool right, const char* what);

@@ -73,6 +73,8 @@ struct Barrier {
   unsigned phase : 1;
 
   static Barrier& at(u32 address) { return *reinterpret_cast<Barrier*>(emulation::shared_place(address)); }
+  static Barrier& own(u32 address) { return *reinterpret_cast<Barrier*>(emulation::own_place(address)); }
+  static Barrier& own(const u64* barrier) { return own(shared_address(barrier)); }
   void arrive(u32 arrivals) {
     missing = static_cast<int16_t>(missing - static_cast<int>(arrivals));
     end_phase_if_complete();
@@ -94,26 +96,25 @@ static_assert(sizeof(Barrier) == sizeof(u64));
 
 inline void mbarrier_init(u64* barrier, u32 arrivals) {
   const auto count = static_cast<int16_t>(arrivals);
-  Barrier::at(shared_address(barrier)) = {count, count, 0, 0};
+  Barrier::own(barrier) = {count, count, 0, 0};
 }
-inline void mbarrier_arrive(u32 address) {
+inline void mbarrier_arrive(u32 address, u32 arrivals = 1) {
   emulation::publish();
-  Barrier::at(address).arrive(1);
+  Barrier::own(address).arrive(arrivals);
 }
-inline void mbarrier_arrive(u64* barrier) { mbarrier_arrive(shared_address(barrier)); }
+inline void mbarrier_arrive(u64* barrier, u32 arrivals = 1) {
+  mbarrier_arrive(shared_address(barrier), arrivals);
+}
 inline void mbarrier_arrive_if(bool arrives, u32 address) {
   if (arrives) mbarrier_arrive(address);
 }
-inline void mbarrier_arrive(u64* barrier, u32 arrivals) {
-  emulation::publish();
-  Barrier::at(shared_address(barrier)).arrive(arrivals);
-}
 inline void mbarrier_arrive_expect_bytes(u64* barrier, u32 bytes) {
-  Barrier::at(shared_address(barrier)).bytes += static_cast<int>(bytes);
+  Barrier::own(barrier).bytes += static_cast<int>(bytes);
   mbarrier_arrive(barrier);
 }
 inline void mbarrier_wait(u32 address, u32 parity) {
-  emulation::wait_until([=] { return Barrier::at(address).phase != parity; });
+  const Barrier& barrier = Barrier::own(address);
+  emulation::wait_until([&] { return barrier.phase != parity; });
 }
 inline void mbarrier_wait(u64* barrier, u32 parity) { mbarrier_wait(shared_address(barrier), parity); }
 inline void mbarrier_init_fence() {}
@@ -227,8 +228,7 @@ inline void load_matrices(u32 (&r)[4], u32 address) {
     for (int i = 0; i < 4; ++i)
       for (int lane = 0; lane < 32; ++lane)
         std::memcpy(&MatrixRow::of(lanes, lane).parts[i],
-                    emulation::shared_place(MatrixRow::of(lanes, 8 * i + lane / 4).address + lane % 4 * 4),
-                    4);
+                    emulation::own_place(MatrixRow::of(lanes, 8 * i + lane / 4).address + lane % 4 * 4), 4);
   });
 }
 inline void load_matrices_transposed(u32 (&r)[4], u32 address) {
@@ -239,8 +239,7 @@ inline void load_matrices_transposed(u32 (&r)[4], u32 address) {
         for (int j = 0; j < 2; ++j)
           std::memcpy(
               &two[j],
-              emulation::shared_place(MatrixRow::of(lanes, 8 * i + lane % 4 * 2 + j).address + lane / 4 * 2),
-              2);
+              emulation::own_place(MatrixRow::of(lanes, 8 * i + lane % 4 * 2 + j).address + lane / 4 * 2), 2);
         MatrixRow::of(lanes, lane).parts[i] = u32(two[1]) << 16 | two[0];
       }
   });
@@ -250,7 +249,7 @@ inline void store_matrices(u32 address, u32 r0, u32 r1, u32 r2, u32 r3) {
   MatrixRow{address, r}.meet([](const emulation::Lanes& lanes) {
     for (int i = 0; i < 4; ++i)
       for (int lane = 0; lane < 32; ++lane)
-        std::memcpy(emulation::shared_place(MatrixRow::of(lanes, 8 * i + lane / 4).address + lane % 4 * 4),
+        std::memcpy(emulation::own_place(MatrixRow::of(lanes, 8 * i + lane / 4).address + lane % 4 * 4),
                     &MatrixRow::of(lanes, lane).parts[i], 4);
   });
 }
@@ -293,12 +292,10 @@ void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 
 inline uint4 load_16_bytes(u32 shared) {
   uint4 x;
-  std::memcpy(&x, emulation::shared_place(shared), sizeof x);
+  std::memcpy(&x, emulation::own_place(shared), sizeof x);
   return x;
 }
-inline void store_16_bytes(u32 shared, uint4 x) {
-  std::memcpy(emulation::shared_place(shared), &x, sizeof x);
-}
+inline void store_16_bytes(u32 shared, uint4 x) { std::memcpy(emulation::own_place(shared), &x, sizeof x); }
 inline void store_4_bytes_if(bool stores, float* to, float x) {
   if (stores) *to = x;
 }
@@ -306,8 +303,9 @@ inline void store_4_bytes_if(bool stores, float* to, float x) {
 // --- asynchronous copies of 16 bytes ----------------------------------------------------------------------
 
 inline void copy_16_bytes(u32 to, const void* from) {
-  std::memset(emulation::shared_place(to), 0xff, 16);  // NaN until it is there
-  emulation::thread().copies.push_back([=] { std::memcpy(emulation::shared_place(to), from, 16); });
+  unsigned char* place = emulation::own_place(to);
+  std::memset(place, 0xff, 16);  // NaN until it is there
+  emulation::thread().copies.push_back([from, place] { std::memcpy(place, from, 16); });
 }
 inline void copies_arrive(u64* barrier) {
   emulation::do_later(
