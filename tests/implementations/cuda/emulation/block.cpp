@@ -205,7 +205,8 @@ class Scheduler {
       Cluster& cluster = choose_cluster();
       Block& block = cluster.blocks[now_.random() % cluster.blocks.size()];
       const std::uint64_t chance = now_.random();
-      const std::uint32_t lanes = chance % 8 == 0 ? static_cast<std::uint32_t>(chance >> 32) : ~0u;
+      const std::uint32_t lanes =
+          now_.grid.lanes_part && chance % 8 == 0 ? static_cast<std::uint32_t>(chance >> 32) : ~0u;
       moved = run_warp(block, block.next_warp(now_.random), chance >> 8, lanes) || moved;
       if (now_.random() % later_one_in_ == 0) moved = work_later() || moved;
     }

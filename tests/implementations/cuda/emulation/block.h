@@ -20,7 +20,8 @@ using Work = std::function<void()>;
 struct Grid {
   int threads = warp_threads;  // of a block
   int blocks = 1;
-  int cluster = 1;  // blocks that run together and write to each other's shared memory
+  int cluster = 1;         // blocks that run together and write to each other's shared memory
+  bool lanes_part = true;  // some of a warp's lanes may go on before others, until they meet
 };
 const Grid& grid();  // that runs
 

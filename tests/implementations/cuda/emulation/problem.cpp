@@ -182,7 +182,8 @@ std::optional<Results> Problem::forward(const Kernel& kernel, const Order& order
   };
   cache_map(memory.k, shape_.head_dim, params.k);
   cache_map(memory.v, shape_.value_dim, params.v);
-  return run(kernel, order, memory);
+  // It counts on lanes that have waited for a barrier to go on together, as they do in its machine code.
+  return run(kernel, order, false, memory);
 }
 
 std::optional<Results> Problem::decode(const Kernel& kernel, const Order& order) const {
@@ -221,10 +222,11 @@ std::optional<Results> Problem::decode(const Kernel& kernel, const Order& order)
   };
   cache_map(memory.k, shape_.head_dim, params.k);
   cache_map(memory.v, shape_.value_dim, params.v);
-  return run(kernel, order, memory);
+  return run(kernel, order, true, memory);
 }
 
-std::optional<Results> Problem::run(const Kernel& kernel, const Order& order, Memory& memory) const {
+std::optional<Results> Problem::run(const Kernel& kernel, const Order& order, bool lanes_part,
+                                    Memory& memory) const {
   ForwardParams& params = memory.params;
   const int q_row = heads_ * kernel.head_dim, out_row = heads_ * kernel.value_dim;
   const long long page_slots = memory.slots_of_page();
@@ -280,8 +282,9 @@ std::optional<Results> Problem::run(const Kernel& kernel, const Order& order, Me
   params.arrival_counters = memory.arrival_counters;
   params.item_room = static_cast<int>(memory.items.size());
 
-  const std::string failure = run_grid({kernel.threads, order.clusters * kernel.cluster, kernel.cluster},
-                                       order.seed, [&] { kernel.run(&params); });
+  const std::string failure =
+      run_grid({kernel.threads, order.clusters * kernel.cluster, kernel.cluster, lanes_part}, order.seed,
+               [&] { kernel.run(&params); });
   EXPECT_EQ(failure, "") << "seed " << order.seed;
   if (!failure.empty()) return std::nullopt;
   EXPECT_EQ(next_item[0], 0);
