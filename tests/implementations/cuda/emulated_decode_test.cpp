@@ -43,17 +43,24 @@ void expect_bits(const Results& expected, const Problem& problem, const Kernel& 
 
 // The forward's results, which are near float64's, are also those of the decodes.
 void expect_one_result(const Problem& problem, const Kernel& forward,
-                       const std::vector<const Kernel*>& decodes) {
+                       const std::vector<const Kernel*>& decodes, std::uint64_t orders = 3) {
   const std::optional<Results> expected = problem.forward(forward, {.clusters = 2});
   ASSERT_TRUE(expected);
   problem.check(*expected);
-  for (const Kernel* decode : decodes) expect_bits(*expected, problem, *decode);
+  for (const Kernel* decode : decodes) expect_bits(*expected, problem, *decode, orders);
 }
 
 TEST_F(EmulatedDecode, PagesOfAnySize) {
   const Problem problem(forward_plain, {{1, 1}, {1, 130}, {1, 0}, {1, 2300}, {1, 256}, {1, 777}}, 1);
   expect_one_result(problem, forward_plain,
                     {&decode_plain, &decode_page_1, &decode_page_16, &decode_page_256});
+}
+
+// Blocks of threads that bring the last state of a row block while others are still at theirs.
+TEST_F(EmulatedDecode, ManyMerges) {
+  std::vector<Lengths> lengths;
+  for (int s = 0; s < 8; ++s) lengths.push_back({1, 129 + 16 * s});
+  expect_one_result(Problem(forward_short, lengths, 9), forward_short, {&decode_short}, 12);
 }
 
 // More states than a step merges.

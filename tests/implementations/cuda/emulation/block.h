@@ -48,6 +48,8 @@ unsigned char* shared_memory();                 // all of that
 // The kernel fails, unless `right`: nothing runs any more.
 void require(bool right, const char* what);
 
+// Others may go on here, if lanes part: what a thread does after it has arrived somewhere may be late.
+void pause();
 // Lets others go on until `ready`, which has no effects.
 void wait_until(const std::function<bool()>& ready);
 // All lanes of the warp come to this place: each leaves `value` and sees the others', until it meets them

@@ -164,24 +164,30 @@ std::vector<unsigned char> Problem::pool(const Kernel& kernel, const Cache& cach
   return pool;
 }
 
+// Boxes of a tile's slots, or of a page's, with so many blocks of 64 columns (params.h).
+void Problem::map_cache(const Kernel& kernel, Memory& memory, int column_blocks) const {
+  const int slots = memory.slots_of_page(), bytes = kernel.fp8_cache ? 1 : 2;
+  const int box = kernel.page_size == 0 ? kernel.tile : std::min(kernel.page_size, kernel.tile);
+  const auto map = [&](std::vector<unsigned char>& pool, int dim, TensorMap& to) {
+    const int row = kv_heads * dim;
+    const Map::Dimension columns{dim, 1, Map::row_bytes / bytes}, heads{kv_heads, dim},
+        of_slots{slots, row, box}, pages{memory.pages(), static_cast<long long>(slots) * row},
+        block{64, 1, 64}, blocks{dim / 64, 64, column_blocks};
+    if (column_blocks > 1)
+      Map(pool.data(), bytes, {block, of_slots, blocks, heads, pages}).write(to);
+    else
+      Map(pool.data(), bytes, {columns, heads, of_slots, pages}).write(to);
+  };
+  map(memory.k, shape_.head_dim, memory.params.k);
+  map(memory.v, shape_.value_dim, memory.params.v);
+}
+
 std::optional<Results> Problem::forward(const Kernel& kernel, const Order& order) const {
   Memory memory = lay_out(kernel);
   for (int s = 0; s < sequences(); ++s)
     for (int first = 0; first < lengths_[static_cast<std::size_t>(s)].queries; first += kernel.positions)
       memory.row_blocks.push_back({s, first});
-  ForwardParams& params = memory.params;
-  const auto cache_map = [&](std::vector<unsigned char>& pool, int dim, TensorMap& to) {
-    const int slots = memory.slots_of_page(), row = kv_heads * dim;
-    const int box = kernel.page_size == 0 ? kernel.tile : std::min(kernel.page_size, kernel.tile);
-    Map(pool.data(), 2,
-        {{{dim, 1, 64},
-          {kv_heads, dim},
-          {slots, row, box},
-          {memory.pages(), static_cast<long long>(slots) * row}}})
-        .write(to);
-  };
-  cache_map(memory.k, shape_.head_dim, params.k);
-  cache_map(memory.v, shape_.value_dim, params.v);
+  map_cache(kernel, memory, 1);
   // It counts on lanes that have waited for a barrier to go on together, as they do in its machine code.
   return run(kernel, order, false, memory);
 }
@@ -205,23 +211,8 @@ std::optional<Results> Problem::decode(const Kernel& kernel, const Order& order)
       chorale::cuda::split(sizes, kv_heads, order.multiprocessors, set_whole, memory.items.data());
   memory.partial_slots = sizes.most_slots;
   memory.arrival_counters = sizes.blocks + sizes.most_slots / merge_step;
-  ForwardParams& params = memory.params;
-  const int column_blocks =
-      box_column_blocks(kernel.head_dim, kernel.value_dim, kernel.fp8_cache, kernel.page_size);
-  const auto cache_map = [&](std::vector<unsigned char>& pool, int dim, TensorMap& to) {
-    const int slots = memory.slots_of_page(), row = kv_heads * dim, bytes = kernel.fp8_cache ? 1 : 2;
-    const int box = kernel.page_size == 0 ? kernel.tile : std::min(kernel.page_size, kernel.tile);
-    const Map::Dimension of_slots{slots, row, box},
-        of_pages{memory.pages(), static_cast<long long>(slots) * row};
-    if (column_blocks > 1)
-      Map(pool.data(), bytes,
-          {{{64, 1, 64}, of_slots, {dim / 64, 64, column_blocks}, {kv_heads, dim}, of_pages}})
-          .write(to);
-    else
-      Map(pool.data(), bytes, {{{dim, 1, 128 / bytes}, {kv_heads, dim}, of_slots, of_pages}}).write(to);
-  };
-  cache_map(memory.k, shape_.head_dim, params.k);
-  cache_map(memory.v, shape_.value_dim, params.v);
+  map_cache(kernel, memory,
+            box_column_blocks(kernel.head_dim, kernel.value_dim, kernel.fp8_cache, kernel.page_size));
   return run(kernel, order, true, memory);
 }
 

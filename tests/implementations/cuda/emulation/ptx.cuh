@@ -101,6 +101,7 @@ inline void mbarrier_init(u64* barrier, u32 arrivals) {
 inline void mbarrier_arrive(u32 address, u32 arrivals = 1) {
   emulation::publish();
   Barrier::own(address).arrive(arrivals);
+  emulation::pause();
 }
 inline void mbarrier_arrive(u64* barrier, u32 arrivals = 1) {
   mbarrier_arrive(shared_address(barrier), arrivals);
@@ -118,13 +119,18 @@ inline void mbarrier_wait(u32 address, u32 parity) {
 }
 inline void mbarrier_wait(u64* barrier, u32 parity) { mbarrier_wait(shared_address(barrier), parity); }
 inline void mbarrier_init_fence() {}
-inline void named_barrier_arrive(int id, int threads) { emulation::named_barrier(id).arrive(threads); }
+inline void named_barrier_arrive(int id, int threads) {
+  emulation::named_barrier(id).arrive(threads);
+  emulation::pause();
+}
 inline void named_barrier_sync(int id, int threads) { emulation::named_barrier(id).sync(threads); }
 inline void fence_proxy_async() {}
 inline void grid_dependency_wait() {}
 inline void grid_dependency_launch() {}
 inline u32 count_arrival(u32* counter, u32 last) {
-  return std::exchange(*counter, *counter >= last ? 0 : *counter + 1);
+  const u32 before = std::exchange(*counter, *counter >= last ? 0 : *counter + 1);
+  emulation::pause();
+  return before;
 }
 template <int registers>
 void take_registers() {}
@@ -150,6 +156,7 @@ inline void remote_store(u32 address, float x) { store_remotely(address, x); }
 inline void remote_arrive(u32 barrier) {
   emulation::publish();
   emulation::do_before_cluster_sync([=] { Barrier::at(barrier).arrive(1); });
+  emulation::pause();
 }
 inline void mbarrier_wait_cluster(u64* barrier, u32 parity) { mbarrier_wait(barrier, parity); }
 inline void cluster_sync() { emulation::cluster_sync(); }
