@@ -43,7 +43,8 @@ constexpr int key_slabs = (Config::head_dim + key_columns - 1) / key_columns;
 constexpr int all_blocks = brought_value_blocks(Config::value_dim, Config::fp8_cache, 1),
               brought_blocks = brought_value_blocks(Config::value_dim, Config::fp8_cache, cluster);
 constexpr bool brings_own_columns = brought_blocks * cluster == all_blocks;
-constexpr int value_blocks_of_box = value_box_blocks(brought_blocks, slab_blocks);
+constexpr int value_blocks_of_box =
+    value_box_blocks(Config::value_dim, Config::fp8_cache, cluster, slab_blocks);
 constexpr int value_columns = value_blocks_of_box * block_columns;
 constexpr int value_slabs = brought_blocks / value_blocks_of_box;  // of a tile, or of some
 constexpr int value_tiles = slab_blocks / value_blocks_of_box;
@@ -117,6 +118,7 @@ struct DecodeShared {
   alignas(16) float2 row_weights[padded_rows];  // of the item's chunks so far, of the chunk that has ended
   float row_end[padded_rows];                   // of rows that end: what the output is multiplied by
   float row_reference[padded_rows];             // of rows that are merged
+  u32 maxima_seen;                              // nobody reads it
   int is_last_arrival;
   u32 next_items[2];
   Pass pass;

@@ -196,15 +196,20 @@ __device__ __forceinline__ void take_keys(const ForwardParams& params, DecodeMem
   progress.slab.used += __popc(own) * key_slabs;
   progress.key_parity ^= pass.visible;
   constexpr u32 maxima_bytes = (pass_tiles - own_tiles) * padded_rows * sizeof(float),
+                others_words = (cluster - 1) * sizeof(u32),
                 p_bytes = padded_rows * (Config::tile * sizeof(u16) + 6 * sizeof(float));  // of a tile
   meet(shared.maxima_there, maxima_bytes, parity);
+  // A block without a visible tile sends no probabilities, but others wait for this before they go on to the
+  // next pass: its maxima must not be counted with these.
+  if (cluster > 1 && threadIdx.x == 0) share(shared.maxima_seen, 0u, shared.p_there, rank);
+
   if (lanes_arrive || threadIdx.x == 0)
     mbarrier_arrive(&shared.pass_free);  // all have read it, and the queries
   if (works) {
     take_probabilities(scores, running, shared, params.factor, part, rank);
     publish_probabilities(shared, scores, part, rank);
   }
-  meet(shared.p_there, __popc(pass.visible ^ own) * p_bytes, parity);
+  meet(shared.p_there, __popc(pass.visible ^ own) * p_bytes + others_words, parity);
   fold_tiles(running, shared, pass.visible, part, warp);
 }
 

@@ -133,9 +133,10 @@ CHORALE_HOST_DEVICE constexpr int brought_value_blocks(int value_dim, bool fp8_c
   const int block = fp8_cache ? 128 : 64, blocks = (value_dim + block - 1) / block;
   return blocks % cluster == 0 ? blocks / cluster : blocks;
 }
-// Its boxes of values have two blocks, as those of keys, or where that is too many, one.
-CHORALE_HOST_DEVICE constexpr int value_box_blocks(int brought_blocks, int key_box_blocks) {
-  return brought_blocks % key_box_blocks == 0 ? key_box_blocks : 1;
+// Its boxes of values have as many blocks as those of keys, or where that is too many, one.
+CHORALE_HOST_DEVICE constexpr int value_box_blocks(int value_dim, bool fp8_cache, int cluster,
+                                                   int key_box_blocks) {
+  return brought_value_blocks(value_dim, fp8_cache, cluster) % key_box_blocks == 0 ? key_box_blocks : 1;
 }
 
 // Rows that a warp of the forward kernel has, whose outputs are a box where they make whole positions.

@@ -28,8 +28,7 @@ struct BoxBlocks {
   explicit BoxBlocks(const KernelKey& key) {
     if (key.kind != KernelKind::decode) return;
     keys = kernels::box_column_blocks(key.head_dim, key.value_dim, key.fp8_cache, key.page_size);
-    values = kernels::value_box_blocks(
-        kernels::brought_value_blocks(key.value_dim, key.fp8_cache, key.cluster), keys);
+    values = kernels::value_box_blocks(key.value_dim, key.fp8_cache, key.cluster, keys);
   }
 };
 

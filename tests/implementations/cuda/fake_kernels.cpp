@@ -54,9 +54,9 @@ class FakeKernel {
     const int key_blocks =
         is_decode ? box_column_blocks(value("HEAD_DIM"), value("VALUE_DIM"), codes, value("PAGE_SIZE")) : 1;
     if (key_blocks > 1) {
-      const int brought = brought_value_blocks(value("VALUE_DIM"), codes, value("CLUSTER"));
+      const int value_blocks = value_box_blocks(value("VALUE_DIM"), codes, value("CLUSTER"), key_blocks);
       k_ = with_joined_columns(k_, static_cast<unsigned>(key_blocks));
-      v_ = with_joined_columns(v_, static_cast<unsigned>(value_box_blocks(brought, key_blocks)));
+      v_ = with_joined_columns(v_, static_cast<unsigned>(value_blocks));
     }
     check_constants(is_decode);
     check_tables();
