@@ -144,7 +144,7 @@ class Scheduler {
       begin_clusters();
       if (at_once_.empty()) break;
       if (round == most_rounds) now_.problem = "does not end";
-      if (!run_some() && !run_all()) now_.problem = "waiting for ever:" + who_waits();
+      if (!run_some() && !run_any()) now_.problem = "waiting for ever:" + who_waits();
     }
   }
 
@@ -198,7 +198,7 @@ class Scheduler {
 
   bool run_some() {
     bool moved = false;
-    if (now_.random() % 8 == 0) draw_again();
+    if (now_.random() % 64 == 0) draw_again();
     for (int i = 0; i < 50 && now_.problem.empty(); ++i) {
       Cluster& cluster = choose_cluster();
       Block& block = cluster.blocks[now_.random() % cluster.blocks.size()];
@@ -210,13 +210,18 @@ class Scheduler {
     }
     return moved;
   }
-  // Whoever can.
-  bool run_all() {
-    bool moved = false;
-    for (int some = now_.random() % 2 == 0 ? 1 : 16; some > 0; --some) moved = work_later() || moved;
+  // Nobody who is often chosen can go on: one who can, or copies.
+  bool run_any() {
+    if (now_.random() % 2 == 0 && work_later()) return true;
+    std::vector<std::pair<Block*, std::size_t>> warps;
     for (Cluster* cluster : at_once_)
       for (Block& block : cluster->blocks)
-        for (std::size_t warp = 0; warp < block.warps.size(); ++warp) moved = run_warp(block, warp) || moved;
+        for (std::size_t warp = 0; warp < block.warps.size(); ++warp) warps.emplace_back(&block, warp);
+    std::ranges::shuffle(warps, now_.random);
+    for (const auto& [block, warp] : warps)
+      if (run_warp(*block, warp)) return true;
+    bool moved = false;
+    for (int some = now_.random() % 2 == 0 ? 1 : 16; some > 0; --some) moved = work_later() || moved;
     return moved;
   }
   Cluster& choose_cluster() {
@@ -301,7 +306,7 @@ void require(bool right, const char* what) {
 }
 
 void pause() {
-  if (running->grid.lanes_part && running->random() % 4 == 0) leave_fiber();
+  if (running->grid.lanes_part && running->random() % 2 == 0) leave_fiber();
 }
 void wait_until(const std::function<bool()>& ready) {
   if (ready()) return;
@@ -333,6 +338,7 @@ void NamedBarrier::arrive(int threads) {
 void NamedBarrier::sync(int threads) {
   const unsigned before = phase;
   arrive(threads);
+  pause();  // the last to come is not the first to go on
   wait_until([&] { return phase != before; });
 }
 NamedBarrier& named_barrier(int id) {
