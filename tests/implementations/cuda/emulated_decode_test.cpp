@@ -83,9 +83,8 @@ TEST_F(EmulatedDecode, AnotherChunkGivesOtherBits) {
 
 // Long documents, of which the last positions of some sequences see little, then short ones.
 std::vector<int> documents() {
-  std::vector<int> of;
-  for (int i = 0; i < 1000; ++i) of.push_back(i / 200);
-  for (int i = 1000; i < 2000; ++i) of.push_back(i / 70 % 5);
+  std::vector<int> of(2000);
+  for (int i = 0; i < 2000; ++i) of[static_cast<std::size_t>(i)] = i < 1000 ? i / 200 : i / 70 % 5;
   return of;
 }
 // Values that are not finite, some of which some rows do not see.

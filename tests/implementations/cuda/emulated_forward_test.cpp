@@ -63,8 +63,8 @@ TEST_P(EmulatedForward, RowBlocksThatGiveNaNAreDoneAgain) {
 }
 
 TEST_P(EmulatedForward, Documents) {
-  std::vector<int> documents;
-  for (int i = 0; i < 300; ++i) documents.push_back(i / 37);
+  std::vector<int> documents(300);
+  for (int i = 0; i < 300; ++i) documents[static_cast<std::size_t>(i)] = i / 37;
   Problem problem(*GetParam(), {{300, 300}, {90, 250}}, 3, documents);
   problem.set_value(0, 100, 0, 0, NAN);
   expect_one_result(problem, *GetParam());

@@ -88,7 +88,7 @@ std::string run(Mistake mistake, std::uint64_t seed) {
         for (int i = 0; i < threads; ++i) sum += i * (turn + 1) + cluster * ranks + rank;
       expected.push_back(static_cast<float>(sum));
     }
-  const std::string problem =
+  std::string problem =
       run_grid({threads, clusters * ranks, ranks}, seed, [&] { run_toy<ranks>(mistake, out.data()); });
   if (!problem.empty()) return problem;
   return out == expected ? "" : "wrong sums";

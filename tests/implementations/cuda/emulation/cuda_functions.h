@@ -11,6 +11,7 @@
 
 #include "block.h"
 
+// NOLINTBEGIN(bugprone-reserved-identifier): these are CUDA's names.
 #define __device__
 #define __global__
 #define __shared__
@@ -122,3 +123,4 @@ inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
 inline float __fmul_rn(float x, float y) { return x * y; }
 inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fsub_rn(float x, float y) { return x - y; }
+// NOLINTEND(bugprone-reserved-identifier)

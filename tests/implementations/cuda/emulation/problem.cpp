@@ -23,6 +23,8 @@ using namespace chorale::kernels;
 constexpr std::uint16_t nan_16 = 0x7fff;
 constexpr int slots_between = 150;  // of packed sequences, which hold NaN
 
+std::size_t index(int x) { return static_cast<std::size_t>(x); }
+
 template <class T>
 std::vector<T> filled_with_nan(std::size_t count) {
   std::vector<T> values(count);
@@ -47,8 +49,8 @@ struct Problem::Memory {
   int pages() const { return page_size == 0 ? 1 : slots / page_size; }
   int slots_of_page() const { return page_size == 0 ? slots : page_size; }
   int slot(int s, int key) const {
-    if (page_size == 0) return sequences[static_cast<std::size_t>(s)].kv_first + key;
-    return block_table[static_cast<std::size_t>(s * stride + key / page_size)] * page_size + key % page_size;
+    if (page_size == 0) return sequences[index(s)].kv_first + key;
+    return block_table[index(s * stride + key / page_size)] * page_size + key % page_size;
   }
 };
 
@@ -65,11 +67,11 @@ Problem::Problem(const Kernel& shape, std::vector<Lengths> lengths, std::uint64_
     tokens_ += length.queries;
     rows_ += length.keys;
   }
-  q_.resize(static_cast<std::size_t>(tokens_ * heads_ * shape.head_dim));
+  q_.resize(index(tokens_ * heads_ * shape.head_dim));
   std::ranges::generate(q_, [&] { return rounded(normal(random)); });
   const auto fill = [&](Cache& cache, int dim, float scale) {
     cache.dim = dim;
-    cache.elements.resize(static_cast<std::size_t>(rows_ * kv_heads * dim));
+    cache.elements.resize(index(rows_ * kv_heads * dim));
     for (int h = 0; shape.fp8_cache && h < kv_heads; ++h)
       cache.scales.push_back(scale * static_cast<float>(h + 1));
     for (std::uint16_t& x : cache.elements)
@@ -92,11 +94,10 @@ float Problem::widened(std::uint16_t element) const {
 }
 // Of an 8-bit cache, what a code stands for (docs/kv_cache.md).
 float Problem::value_of(const Cache& cache, int row, int kv_head, int column) const {
-  const std::uint16_t element =
-      cache.elements[static_cast<std::size_t>((row * kv_heads + kv_head) * cache.dim + column)];
+  const std::uint16_t element = cache.elements[index((row * kv_heads + kv_head) * cache.dim + column)];
   if (!shape_.fp8_cache) return widened(element);
   const float code = chorale::to_float(chorale::float8_e4m3{static_cast<std::uint8_t>(element)});
-  return widened(rounded(code * cache.scales[static_cast<std::size_t>(kv_head)]));
+  return widened(rounded(code * cache.scales[index(kv_head)]));
 }
 int Problem::first_row(int sequence) const {
   return std::accumulate(lengths_.begin(), lengths_.begin() + sequence, 0,
@@ -104,12 +105,12 @@ int Problem::first_row(int sequence) const {
 }
 void Problem::set_value(int sequence, int key, int kv_head, int column, float x) {
   const int row = (first_row(sequence) + key) * kv_heads + kv_head;
-  v_.elements[static_cast<std::size_t>(row * v_.dim + column)] =
+  v_.elements[index(row * v_.dim + column)] =
       shape_.fp8_cache ? chorale::from_float<chorale::float8_e4m3>(x).bits : rounded(x);
 }
 bool Problem::is_visible(int position, int key) const {
   const auto document = [&](int at) {
-    return documents_.empty() ? 0 : documents_[std::min(static_cast<std::size_t>(at), documents_.size() - 1)];
+    return documents_.empty() ? 0 : documents_[std::min(index(at), documents_.size() - 1)];
   };
   return !shape_.masked || (key <= position && document(key) == document(position));
 }
@@ -130,15 +131,14 @@ Problem::Memory Problem::lay_out(const Kernel& kernel) const {
     pages += pages_of(length);
   }
   if (kernel.page_size > 0) {
-    std::vector<int> order(static_cast<std::size_t>(pages));
+    std::vector<int> order(index(pages));
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), std::mt19937_64(seed_));
-    memory.block_table.assign(lengths_.size() * static_cast<std::size_t>(memory.stride), 1 << 30);
+    memory.block_table.assign(lengths_.size() * index(memory.stride), 1 << 30);
     auto next = order.begin();
     for (std::size_t s = 0; s < lengths_.size(); ++s)
       for (int page = 0; page < pages_of(lengths_[s]); ++page)
-        memory.block_table[s * static_cast<std::size_t>(memory.stride) + static_cast<std::size_t>(page)] =
-            *next++;
+        memory.block_table[s * index(memory.stride) + index(page)] = *next++;
     memory.slots = std::max(pages, 1) * size;
   }
   memory.k = pool(kernel, k_, memory);
@@ -149,16 +149,15 @@ Problem::Memory Problem::lay_out(const Kernel& kernel) const {
 std::vector<unsigned char> Problem::pool(const Kernel& kernel, const Cache& cache,
                                          const Memory& memory) const {
   const std::size_t bytes = kernel.fp8_cache ? 1 : 2;
-  const auto row_elements = static_cast<std::size_t>(kv_heads * cache.dim);
-  auto pool = filled_with_nan<unsigned char>(static_cast<std::size_t>(memory.slots) * row_elements * bytes);
+  const auto row_elements = index(kv_heads * cache.dim);
+  auto pool = filled_with_nan<unsigned char>(index(memory.slots) * row_elements * bytes);
   for (int s = 0, row = 0; s < sequences(); ++s)
     for (int key = 0; key < keys(s); ++key, ++row)
       for (std::size_t i = 0; i < row_elements; ++i) {
         const int head = static_cast<int>(i) / cache.dim, column = static_cast<int>(i) % cache.dim;
-        const std::uint16_t element = kernel.fp8_cache
-                                          ? cache.elements[static_cast<std::size_t>(row) * row_elements + i]
-                                          : rounded(value_of(cache, row, head, column));
-        const std::size_t at = static_cast<std::size_t>(memory.slot(s, key)) * row_elements + i;
+        const std::uint16_t element = kernel.fp8_cache ? cache.elements[index(row) * row_elements + i]
+                                                       : rounded(value_of(cache, row, head, column));
+        const std::size_t at = index(memory.slot(s, key)) * row_elements + i;
         std::memcpy(pool.data() + at * bytes, &element, bytes);
       }
   return pool;
@@ -186,7 +185,7 @@ void Problem::map_cache(const Kernel& kernel, Memory& memory, int key_blocks) co
 std::optional<Results> Problem::forward(const Kernel& kernel, const Order& order) const {
   Memory memory = lay_out(kernel);
   for (int s = 0; s < sequences(); ++s)
-    for (int first = 0; first < lengths_[static_cast<std::size_t>(s)].queries; first += kernel.positions)
+    for (int first = 0; first < lengths_[index(s)].queries; first += kernel.positions)
       memory.row_blocks.push_back({s, first});
   map_cache(kernel, memory, 1);
   // It counts on lanes that have waited for a barrier to go on together, as they do in its machine code.
@@ -202,11 +201,10 @@ std::optional<Results> Problem::decode(const Kernel& kernel, const Order& order)
   }
   std::ranges::stable_sort(memory.row_blocks, std::ranges::greater{},
                            [&](const RowBlock& block) { return keys(block.sequence); });
-  memory.items.resize(static_cast<std::size_t>(sizes.chunks));
+  memory.items.resize(index(sizes.chunks));
   const auto set_whole = [&](SplitItem& item, int i) {
-    const int s = memory.row_blocks[static_cast<std::size_t>(i)].sequence;
-    chorale::cuda::set_whole_item(item, memory.sequences[static_cast<std::size_t>(s)], s, 0, kernel.positions,
-                                  kernel.chunk);
+    const int s = memory.row_blocks[index(i)].sequence;
+    chorale::cuda::set_whole_item(item, memory.sequences[index(s)], s, 0, kernel.positions, kernel.chunk);
   };
   memory.counts.split_items =
       chorale::cuda::split(sizes, kv_heads, order.multiprocessors, set_whole, memory.items.data());
@@ -228,7 +226,7 @@ std::optional<Results> Problem::run(const Kernel& kernel, const Order& order, bo
         {heads_, kernel.head_dim, kernel.group},
         {tokens_, q_row, kernel.positions}}})
       .write(params.q);
-  auto out = filled_with_nan<std::uint16_t>(static_cast<std::size_t>(tokens_ * out_row));
+  auto out = filled_with_nan<std::uint16_t>(index(tokens_ * out_row));
   Map(out.data(), 2,
       {{{kernel.value_dim, 1, 64},
         {heads_, kernel.value_dim, kernel.group},
@@ -239,7 +237,7 @@ std::optional<Results> Problem::run(const Kernel& kernel, const Order& order, bo
   params.v_rows = {memory.v.data(), kv_heads * kernel.value_dim, kernel.value_dim};
   params.k_page_stride = page_slots * kv_heads * kernel.head_dim;
   params.v_page_stride = page_slots * kv_heads * kernel.value_dim;
-  auto lse = filled_with_nan<float>(static_cast<std::size_t>(tokens_ * heads_));
+  auto lse = filled_with_nan<float>(index(tokens_ * heads_));
   params.lse = lse.data();
   params.sinks = kernel.sinks ? sinks_.data() : nullptr;
   params.k_scale = k_.scales.data();
@@ -261,11 +259,10 @@ std::optional<Results> Problem::run(const Kernel& kernel, const Order& order, bo
   params.factor = (kernel.scored ? 1 : params.scale) * 1.4426950408889634f;
   params.kv_heads = params.heads = kv_heads;
 
-  const auto states =
-      static_cast<std::size_t>(kv_heads * memory.partial_slots * kernel.positions * kernel.group);
-  auto partial_out = filled_with_nan<float>(states * static_cast<std::size_t>(kernel.value_dim));
+  const auto states = index(kv_heads * memory.partial_slots * kernel.positions * kernel.group);
+  auto partial_out = filled_with_nan<float>(states * index(kernel.value_dim));
   auto partial_reference = filled_with_nan<float>(states), partial_sum = filled_with_nan<float>(states);
-  std::vector<int> arrivals(static_cast<std::size_t>(kv_heads * memory.arrival_counters));
+  std::vector<int> arrivals(index(kv_heads * memory.arrival_counters));
   params.partial_out = partial_out.data();
   params.partial_reference = partial_reference.data();
   params.partial_sum = partial_sum.data();
@@ -289,7 +286,7 @@ std::optional<Results> Problem::run(const Kernel& kernel, const Order& order, bo
 
 void Problem::check(const Results& results) const {
   for (int s = 0; s < sequences(); ++s)
-    for (int query = 0; query < lengths_[static_cast<std::size_t>(s)].queries; ++query)
+    for (int query = 0; query < lengths_[index(s)].queries; ++query)
       for (int head = 0; head < heads_; ++head) {
         check_row(results, s, query, head);
         if (::testing::Test::HasFatalFailure()) return;
@@ -298,31 +295,28 @@ void Problem::check(const Results& results) const {
 
 void Problem::check_row(const Results& results, int s, int query, int head) const {
   const int dim = shape_.head_dim, kv_head = head / shape_.group, first = first_row(s);
-  const int position = keys(s) - lengths_[static_cast<std::size_t>(s)].queries + query;
+  const int position = keys(s) - lengths_[index(s)].queries + query;
   int token = query;
-  for (int before = 0; before < s; ++before) token += lengths_[static_cast<std::size_t>(before)].queries;
-  const auto row = static_cast<std::size_t>(token * heads_ + head);
-  std::vector<double> sum(static_cast<std::size_t>(shape_.value_dim));
-  double all = shape_.sinks ? std::exp(sinks_[static_cast<std::size_t>(head)]) : 0;
+  for (int before = 0; before < s; ++before) token += lengths_[index(before)].queries;
+  const auto row = index(token * heads_ + head);
+  std::vector<double> sum(index(shape_.value_dim));
+  double all = shape_.sinks ? std::exp(sinks_[index(head)]) : 0;
   for (int key = 0; key < keys(s); ++key) {
     if (!is_visible(position, key)) continue;
     double score = 0;
     for (int c = 0; c < dim; ++c)
-      score += double(widened(q_[row * static_cast<std::size_t>(dim) + static_cast<std::size_t>(c)])) *
-               value_of(k_, first + key, kv_head, c);
+      score += double(widened(q_[row * index(dim) + index(c)])) * value_of(k_, first + key, kv_head, c);
     score /= std::sqrt(static_cast<double>(dim));
     if (shape_.scored) score -= 0.01 * (head + 1) * (position - key);  // program.cuh
     const double p = std::exp(score);
     all += p;
-    for (int c = 0; c < shape_.value_dim; ++c)
-      sum[static_cast<std::size_t>(c)] += p * value_of(v_, first + key, kv_head, c);
+    for (int c = 0; c < shape_.value_dim; ++c) sum[index(c)] += p * value_of(v_, first + key, kv_head, c);
   }
   const std::string where =
       "sequence " + std::to_string(s) + " query " + std::to_string(query) + " head " + std::to_string(head);
   for (int c = 0; c < shape_.value_dim; ++c) {
-    const double expected = all == 0 ? 0 : sum[static_cast<std::size_t>(c)] / all;
-    const float found =
-        widened(results.out[row * static_cast<std::size_t>(shape_.value_dim) + static_cast<std::size_t>(c)]);
+    const double expected = all == 0 ? 0 : sum[index(c)] / all;
+    const float found = widened(results.out[row * index(shape_.value_dim) + index(c)]);
     if (std::isfinite(expected))
       ASSERT_NEAR(found, expected, 0.02) << where << " column " << c;
     else
