@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 . bench/cuda/constants.sh
 name=$1; shift
 declare -A value=([HEAD_DIM]=128 [VALUE_DIM]=128 [GROUP]=4 [BFLOAT16]=true [FP8_CACHE]=false [PAGED]=true [PAGE_SIZE]=16
-                  [MASKED]=false [SCORED]=false [SINKS]=false [TILE]=128 [CHUNK]=1024 [POSITIONS]=1 [CLUSTER]=1)
+                  [MASKED]=false [SCORED]=false [SINKS]=false [TILE]=128 [CHUNK]=2048 [POSITIONS]=1 [CLUSTER]=1)
 read_constants "$@"
 mkdir -p build/cuda
 nvcc -std=c++20 -O3 -fmad=false -gencode=arch=compute_90a,code=sm_90a -cudart static -Xptxas -v -Ikernels -Ibench/cuda -Isrc -I. \

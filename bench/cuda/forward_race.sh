@@ -13,7 +13,7 @@ if [ $# -eq 0 ]; then
 fi
 name=$1; shift
 declare -A value=([HEAD_DIM]=128 [VALUE_DIM]=128 [GROUP]=1 [BFLOAT16]=true [FP8_CACHE]=false [PAGED]=false [PAGE_SIZE]=0
-                  [MASKED]=true [SCORED]=false [SINKS]=false [TILE]=128 [CHUNK]=1024 [POSITIONS]=128 [CLUSTER]=1)
+                  [MASKED]=true [SCORED]=false [SINKS]=false [TILE]=128 [CHUNK]=2048 [POSITIONS]=128 [CLUSTER]=1)
 read_constants "$@"
 kernels=${KERNELS:-kernels}
 nvcc -std=c++17 -fmad=false -lineinfo "${target[@]}" -Xptxas -v "-I${PROGRAM:-bench/cuda}" "-I$kernels" "${definitions[@]}" \
