@@ -22,10 +22,11 @@ constexpr int consume_registers = 216, bring_registers = 72;
 static_assert(Config::rows <= 32, "a decode's row block has at most 32 rows");
 constexpr int row_groups = Config::rows <= 8 ? 1 : Config::rows <= 16 ? 2 : 4, padded_rows = 8 * row_groups;
 
-// Of a pass's tiles, a block of the cluster has every so manieth.
+// Tiles of a pass are dealt out to the blocks of the cluster in turn.
 constexpr int cluster = Config::cluster, own_tiles = consumers / row_groups, pass_tiles = cluster * own_tiles,
               pass_keys = pass_tiles * Config::tile;
-constexpr u32 first_blocks_tiles = ~0u / ((1u << cluster) - 1);  // a bit each; the second's lie beside them
+// Bits of the first block's tiles; shifted by its rank, those of another's.
+constexpr u32 first_blocks_tiles = ~0u / ((1u << cluster) - 1);
 constexpr int chunk_tiles = Config::chunk / Config::tile;
 static_assert(Config::chunk % Config::tile == 0 && Config::tile % 32 == 0);
 
@@ -118,7 +119,7 @@ struct DecodeShared {
   alignas(16) float2 row_weights[padded_rows];  // of the item's chunks so far, of the chunk that has ended
   float row_end[padded_rows];                   // of rows that end: what the output is multiplied by
   float row_reference[padded_rows];             // of rows that are merged
-  u32 maxima_seen;                              // nobody reads it
+  u32 maxima_seen;                              // sent so that something is: nobody reads it
   int is_last_arrival;
   u32 next_items[2];
   Pass pass;
@@ -126,7 +127,7 @@ struct DecodeShared {
   int pages[pass_tiles * tile_boxes];
   u64 pass_full, pass_free;
   u64 maxima_there, p_there;  // what the cluster's other blocks have sent, once a pass
-  u64 claimed[2];             // next_items has it
+  u64 claimed[2];             // of next_items, in blocks that do not claim
 };
 
 constexpr int item_words = sizeof(SplitItem) / 4;  // each written by a lane

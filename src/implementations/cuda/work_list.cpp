@@ -65,11 +65,11 @@ void write_key_tiles(const Problem& problem, const Batch& batch, const Order& or
 }  // namespace
 
 WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
-                       DecodeShape of_plan) {
+                       DecodeShape least) {
   const int group = problem.group_size(), most_decode = most_decode_positions(problem);
   WorkSizes work;
   work.forward.positions = std::max(1, block_rows / group);
-  work.decode.positions = of_plan.positions;
+  work.decode.positions = least.positions;
   for (int s = 0; s < batch.sequences(); ++s) {
     const int queries = batch.q_len(s), keys = batch.kv_len(s);
     if (queries == 0) continue;
@@ -90,7 +90,7 @@ WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& 
       std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(work.decode.positions))),
                std::max(1, most_decode));
   work.cluster =
-      of_plan.cluster > 0 ? of_plan.cluster : cluster_for(work.split, problem.kv_heads, multiprocessors);
+      least.cluster > 0 ? least.cluster : cluster_for(work.split, problem.kv_heads, multiprocessors);
   return work;
 }
 

@@ -28,10 +28,10 @@ struct WorkSizes {
   DecodeShape decode_shape() const { return {decode.positions, cluster}; }
 };
 
-// For so many multiprocessors. With the decode kernel of a plan, if it will do: row blocks have at least so
-// many positions. Else with that of cluster 0, which is none.
+// For so many multiprocessors. A decode's row blocks have at least so many positions, and clusters are of so
+// many blocks of threads, as a plan that is updated has them; 0 chooses by how much there is to do.
 WorkSizes measure_work(const Problem& problem, const Batch& batch, const Order& order, int multiprocessors,
-                       DecodeShape of_plan = {1, 0});
+                       DecodeShape least = {1, 0});
 
 // The kernels that do it.
 std::vector<KernelKey> kernel_keys(const WorkSizes& work, const Problem& problem, const Order& order,

@@ -96,5 +96,29 @@ TEST(BlockOrder, TheLastHeadsTogetherFillTheCard) {
   EXPECT_EQ(of({}), kv_heads);
 }
 
+// Where single blocks of threads would leave three quarters of a card idle two share an item. A plan that is
+// updated keeps what it has: a captured graph has one launch.
+TEST(Clusters, WhereThereAreFewChunks) {
+  const Problem problem{.query_heads = 32, .kv_heads = 8, .head_dim = 128, .dtype = DType::bfloat16};
+  const Order order = order_of(128, 128);
+  const auto cluster = [&](int sequences, std::int32_t keys, int kept) {
+    Batch batch;
+    batch.cu_seqlens_q = batch.cu_seqlens_k = {0};
+    for (int s = 0; s < sequences; ++s) {
+      batch.cu_seqlens_q.push_back(s + 1);
+      batch.cu_seqlens_k.push_back(batch.cu_seqlens_k.back() + keys);
+    }
+    const WorkSizes work = measure_work(problem, batch, order, 132, {1, kept});
+    EXPECT_EQ(kernel_keys(work, problem, order, 0).at(0).cluster, work.cluster);
+    return work.cluster;
+  };
+  EXPECT_EQ(cluster(1, 4 * order.chunk, 0), 2);  // 32 chunks under all heads
+  EXPECT_EQ(cluster(1, 4 * order.chunk + 1, 0), 1);
+  EXPECT_EQ(cluster(4, 10, 0), 2);
+  EXPECT_EQ(cluster(5, 10, 0), 1);
+  EXPECT_EQ(cluster(1, 100, 1), 1);
+  EXPECT_EQ(cluster(256, 10000, 2), 2);
+}
+
 }  // namespace
 }  // namespace chorale::cuda
