@@ -74,15 +74,17 @@ nlohmann::json facts(const CompiledKey& row) {
 }
 
 void print_table(const std::vector<CompiledKey>& rows, const std::string& arch, const std::string& folder) {
-  fmt::print("{:<48} {:>8} {:>9} {:>7} {:>7} {:>9} {:>8}\n", fmt::format("for {}", arch), "threads",
+  std::size_t width = 0;
+  for (const CompiledKey& row : rows) width = std::max(width, row.key.describe().size());
+  fmt::print("{:<{}} {:>8} {:>9} {:>7} {:>7} {:>9} {:>8}\n", fmt::format("for {}", arch), width, "threads",
              "registers", "stack B", "spill B", "shared B", "compiled");
   for (const CompiledKey& row : rows) {
     if (!row.kernel) {
-      fmt::print("{:<48} {}\n", row.key.describe(), row.kernel.status().message());
+      fmt::print("{:<{}} {}\n", row.key.describe(), width, row.kernel.status().message());
       continue;
     }
     const nlohmann::json f = facts(row);
-    fmt::print("{:<48} {:>8} {:>9} {:>7} {:>7} {:>9} {:>6.1f} s{}\n", row.key.describe(),
+    fmt::print("{:<{}} {:>8} {:>9} {:>7} {:>7} {:>9} {:>6.1f} s{}\n", row.key.describe(), width,
                f.value("threads", 0), f.value("registers", 0), f.value("stack_bytes", 0),
                f.value("spill_bytes", 0),
                f.value("static_shared_bytes", 0) + f.value("dynamic_shared_bytes", 0), row.kernel->seconds,
