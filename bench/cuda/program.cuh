@@ -20,8 +20,8 @@ __device__ __forceinline__ bool program_visible(const TableView*, int, int, int 
                                                 const KeyValues&) {
   return k <= q && q - k < DECODE_WINDOW;
 }
-__device__ __forceinline__ float program_score(const TableView*, float score, float scale, int, int h, int q, int k,
-                                               const RowValues&, const KeyValues&) {
+__device__ __forceinline__ float program_score(const TableView*, float score, float scale, int, int h, int q,
+                                               int k, const RowValues&, const KeyValues&) {
   return __fmaf_rn(-0.001f * float(h + 1), float(q - k), __fmul_rn(score, scale));
 }
 __device__ __forceinline__ int program_coverage(const TableView*, int, int, int, int q_first, int q_last,
