@@ -5,8 +5,8 @@
 #include <fmt/format.h>
 #include <immintrin.h>
 #include <sched.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -17,16 +17,13 @@
 #include <string>
 #include <vector>
 
+#include "simd/dot_tiles.h"
+
+namespace chorale::bench {
 namespace {
 
 constexpr std::size_t tile = 1024, kilobyte = 1024;
 constexpr int rounds = 400, blocks = 512, products = 4 * blocks;  // of a run: a block is four products
-
-struct alignas(64) TileShapes {  // what _tile_loadconfig reads: eight tiles of 16 rows of 64 bytes
-  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // Tiles that are read one after another, again and again.
 struct Stream {
@@ -125,15 +122,15 @@ void measure(std::vector<Line>& lines) {
     }
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  constexpr int request_permission = 0x1023, tile_data = 18;  // arch_prctl's
-  if (syscall(SYS_arch_prctl, request_permission, tile_data) != 0) {
+int run(int argc, char** argv) {
+  CLI::App app("what products of AMX tiles cost with operands from each cache level");
+  int processor = 2;
+  app.add_option("processor", processor, "that it runs on")->check(CLI::Range(0, CPU_SETSIZE - 1));
+  CLI11_PARSE(app, argc, argv);
+  if (simd::processor_dot_level() != simd::DotLevel::amx) {
     fmt::print(stderr, "amx_tiles: this processor has no AMX, or Linux does not give it\n");
     return 1;
   }
-  const int processor = argc > 1 ? std::atoi(argv[1]) : 2;
   cpu_set_t only;
   CPU_ZERO(&only);
   CPU_SET(processor, &only);
@@ -141,8 +138,7 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "amx_tiles: processor {}: this machine has no such one\n", processor);
     return 2;
   }
-  const TileShapes shapes;
-  _tile_loadconfig(&shapes);
+  const simd::DotScope tiles(simd::DotLevel::amx);
 
   constexpr std::size_t large = 32 << 20, all = 2 * large;
   auto* memory = static_cast<unsigned char*>(std::aligned_alloc(2 << 20, all));
@@ -178,7 +174,11 @@ int main(int argc, char** argv) {
                  100 * line.shares[n / 2], 100 * line.shares[n / 10], 100 * line.shares[n * 9 / 10], n);
   }
   fmt::print("{} products a run, processor {}\n", products, processor);
-  _tile_release();
   std::free(memory);
   return 0;
 }
+
+}  // namespace
+}  // namespace chorale::bench
+
+int main(int argc, char** argv) { return chorale::bench::run(argc, argv); }

@@ -24,14 +24,12 @@ cuda::Order order_of(const Problem& problem, int chunk) {
   return order;
 }
 
-constexpr int hopper_multiprocessors = 132;
-
 // What the compiler took; kernels of the cache take nothing.
 Result<double> compile(const CaseRequest& request) {
   CHORALE_ASSIGN_OR_RETURN(const Problem problem, make_problem(request));
   const Batch batch = make_batch(request);
   const cuda::Order order = order_of(problem, request.chunk);
-  const cuda::WorkSizes work = cuda::measure_work(problem, batch, order, hopper_multiprocessors);
+  const cuda::WorkSizes work = cuda::measure_work(problem, batch, order, cuda::hopper_multiprocessors);
   const cuda::KernelCache cache(cuda::KernelCache::default_folder());
   double seconds = 0;
   for (const cuda::KernelKey& key : cuda::kernel_keys(work, problem, order, batch.page_size)) {

@@ -6,7 +6,10 @@
 
 namespace chorale::cuda {
 
+// What kernels are compiled for where there is no card to ask. Most Hopper cards have so many
+// multiprocessors: on others a plan may want another decode kernel.
 inline constexpr const char* hopper = "sm_90a";
+inline constexpr int hopper_multiprocessors = 132;
 
 // From the cache, or by NVRTC. Needs no GPU.
 Result<CompiledKernel> compile_kernel(const KernelKey& key, const std::string& arch,

@@ -69,8 +69,7 @@ class OnHopper : public GpuTest {
     bound.mask = bound.mask.with_tables(test.tables).value();
     bound.score = bound.score.with_tables(test.tables).value();
     const cuda::Order order = cuda::order_of(bound.head_dim, bound.value_dim());
-    constexpr int multiprocessors = 132;  // of most Hopper cards: on others some kernels are compiled later
-    const auto work = cuda::measure_work(bound, batch, order, multiprocessors, {1, cluster});
+    const auto work = cuda::measure_work(bound, batch, order, cuda::hopper_multiprocessors, {1, cluster});
     return cuda::kernel_keys(work, bound, order, test.page_size);
   }
 
