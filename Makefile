@@ -3,6 +3,7 @@
 .PHONY: help demo test check format bench bench-gpu extras asan tsan fuzz soak clean
 
 SECONDS ?= 600
+SEED ?= 0
 REQUESTS ?= 5000
 PYTHON ?= python3
 RESULTS ?= build/attention_gpu.md
@@ -59,10 +60,10 @@ tsan: ## all tests under ThreadSanitizer
 	$(call configure_and_build,tsan)
 	$(call run_tests,tsan)
 
-fuzz: ## search for inputs that break a promise, SECONDS=600 for each target
+fuzz: ## search for inputs that break a promise, SECONDS=600 for each target; SEED=1: as the last time with 1
 	scripts/setup.sh build fuzz
 	$(call configure_and_build,fuzz)
-	scripts/fuzz.sh $(SECONDS)
+	SEED=$(SEED) scripts/fuzz.sh $(SECONDS)
 
 soak: ## a long rollout under pressure, REQUESTS=5000 for each setting, each compared with itself alone
 	scripts/setup.sh build

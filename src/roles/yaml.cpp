@@ -12,6 +12,42 @@
 namespace chorale {
 namespace {
 
+// How many bytes of `text` are UTF-8 from its start: yaml-cpp would let others through, into JSON that may
+// not hold them.
+std::size_t valid_utf8(std::string_view text) {
+  for (std::size_t i = 0; i < text.size();) {
+    const auto byte = [&](std::size_t at) {
+      return at < text.size() ? static_cast<unsigned char>(text[at]) : 0u;
+    };
+    const unsigned lead = byte(i);
+    const std::size_t length = lead < 0x80 ? 1 : lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    std::uint32_t point = length == 1 ? lead : lead & (0x7fu >> length);
+    bool valid = lead < 0x80 || (lead >= 0xc2 && lead <= 0xf4);
+    for (std::size_t part = 1; part < length; ++part) {
+      valid = valid && (byte(i + part) & 0xc0) == 0x80;
+      point = point << 6 | (byte(i + part) & 0x3f);
+    }
+    constexpr std::uint32_t least[] = {0, 0x80, 0x800, 0x10000};  // by length; below, a shorter form exists
+    if (!valid || point < least[length - 1] || point > 0x10ffff || (point >= 0xd800 && point <= 0xdfff))
+      return i;
+    i += length;
+  }
+  return text.size();
+}
+
+// What escapes mean, in UTF-8: yaml-cpp hands out `\N` and `\_`, U+0085 and U+00A0, as one byte each (its
+// issue 803).
+std::string in_utf8(std::string_view scalar) {
+  std::string text;
+  for (;;) {
+    const std::size_t valid = valid_utf8(scalar);
+    text += scalar.substr(0, valid);
+    if (valid == scalar.size()) return text;
+    text += {'\xc2', scalar[valid]};
+    scalar.remove_prefix(valid + 1);
+  }
+}
+
 // Builds the tree from yaml-cpp's events. The first thing wrong is kept and everything after it ignored.
 class TreeBuilder final : public YAML::EventHandler {
  public:
@@ -32,9 +68,9 @@ class TreeBuilder final : public YAML::EventHandler {
                 const std::string& value) override {
     check_tag(mark, tag);
     if (!status_.is_ok()) return;
-    if (expects_key()) return take_key(mark, value);
+    if (expects_key()) return take_key(mark, in_utf8(value));
     if (YamlNode* node = add(mark, YamlNode::Kind::text)) {
-      node->text = value;
+      node->text = in_utf8(value);
       node->quoted = tag == "!";
     }
   }
@@ -116,29 +152,6 @@ class TreeBuilder final : public YAML::EventHandler {
   int key_line_ = 0;
   bool has_key_ = false;
 };
-
-// How many bytes of `text` are UTF-8 from its start: yaml-cpp would let others through, into JSON that may
-// not hold them.
-std::size_t valid_utf8(std::string_view text) {
-  for (std::size_t i = 0; i < text.size();) {
-    const auto byte = [&](std::size_t at) {
-      return at < text.size() ? static_cast<unsigned char>(text[at]) : 0u;
-    };
-    const unsigned lead = byte(i);
-    const std::size_t length = lead < 0x80 ? 1 : lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    std::uint32_t point = length == 1 ? lead : lead & (0x7fu >> length);
-    bool valid = lead < 0x80 || (lead >= 0xc2 && lead <= 0xf4);
-    for (std::size_t part = 1; part < length; ++part) {
-      valid = valid && (byte(i + part) & 0xc0) == 0x80;
-      point = point << 6 | (byte(i + part) & 0x3f);
-    }
-    constexpr std::uint32_t least[] = {0, 0x80, 0x800, 0x10000};  // by length; below, a shorter form exists
-    if (!valid || point < least[length - 1] || point > 0x10ffff || (point >= 0xd800 && point <= 0xdfff))
-      return i;
-    i += length;
-  }
-  return text.size();
-}
 
 }  // namespace
 

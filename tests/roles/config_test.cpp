@@ -280,6 +280,8 @@ TEST(Yaml, OnlyUtf8IsText) {
   EXPECT_EQ(text_of("\xef\xbb\xbf"
                     "a: 1\n"),
             "1");
+  EXPECT_EQ(text_of(R"(a: "\N\_.\x85\u00a0.\Nx\_")"), "\xc2\x85\xc2\xa0.\xc2\x85\xc2\xa0.\xc2\x85x\xc2\xa0");
+  EXPECT_EQ(text(Config::parse(R"("\_": 1)", "run.yaml").value()["\xc2\xa0"]), "1");
   for (const std::string& zeros : {std::string("a: \0b\n", 6), std::string(1000, '\0')}) {
     const auto config = Config::parse(zeros, "run.yaml");
     if (config) EXPECT_TRUE((*config)["a"].exists() || !config->reject_unknown().is_ok());
