@@ -21,6 +21,16 @@ struct Config {
   static constexpr int positions = CHORALE_POSITIONS;  // query positions of a row block
   static constexpr int cluster = CHORALE_CLUSTER;      // decode: blocks of threads that share an item
   static constexpr int rows = positions * group;       // rows in use of a row block
+
+  // compute-sanitizer does not see __syncwarp(), of which nothing is left in the code of a warp that has not
+  // diverged: lane 0's "all have read this" looks like a race. To look for races, each lane arrives for
+  // itself.
+#ifdef CHORALE_LANES_ARRIVE
+  static constexpr bool lanes_arrive = true;
+#else
+  static constexpr bool lanes_arrive = false;
+#endif
+  static constexpr int warp_arrivals = lanes_arrive ? 32 : 1;
 };
 
 }  // namespace chorale::kernels

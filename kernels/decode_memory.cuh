@@ -139,17 +139,10 @@ static_assert(slots >= key_slabs && slots >= value_slabs && slots <= 32);
 using SlabRing = Ring<slots>;
 using PassRing = Ring<1>;
 
-// compute-sanitizer does not see __syncwarp(): of it nothing is left in the code of a warp that has not
-// diverged. To look for races, each lane arrives for itself.
-#ifdef CHORALE_LANES_ARRIVE
-constexpr bool lanes_arrive = true;
-#else
-constexpr bool lanes_arrive = false;
-#endif
 // The warp is done with what `barrier` hands back; it counts as so many.
 __device__ __forceinline__ void warp_arrive(u64* barrier, u32 warps = 1) {
   __syncwarp();
-  if (lanes_arrive || threadIdx.x % 32 == 0) mbarrier_arrive(barrier, warps);
+  if (Config::lanes_arrive || threadIdx.x % 32 == 0) mbarrier_arrive(barrier, warps);
 }
 
 // How far a consumer has come: in the ring, and the parities of the barriers it waits for, a bit each.
@@ -174,10 +167,10 @@ struct DecodeMemory {
       for (u64& full : tile) mbarrier_init(&full, full_arrivals);
     for (int i = 0; i < slots; ++i) {
       mbarrier_init(&value_full[i], full_arrivals);
-      mbarrier_init(&slab_free[i], lanes_arrive ? consumer_threads : consumers);
+      mbarrier_init(&slab_free[i], consumers * Config::warp_arrivals);
     }
     mbarrier_init(&shared.pass_full, item_words);
-    mbarrier_init(&shared.pass_free, lanes_arrive ? consumer_threads : 1);
+    mbarrier_init(&shared.pass_free, Config::lanes_arrive ? consumer_threads : 1);
     for (u64* there : {&shared.maxima_there, &shared.p_there, &shared.claimed[0], &shared.claimed[1]})
       mbarrier_init(there, 1);
     mbarrier_init_fence();

@@ -203,7 +203,7 @@ __device__ __forceinline__ void take_keys(const ForwardParams& params, DecodeMem
   // next pass: its maxima must not be counted with these.
   if (cluster > 1 && threadIdx.x == 0) share(shared.maxima_seen, 0u, shared.p_there, rank);
 
-  if (lanes_arrive || threadIdx.x == 0)
+  if (Config::lanes_arrive || threadIdx.x == 0)
     mbarrier_arrive(&shared.pass_free);  // all have read it, and the queries
   if (works) {
     take_probabilities(scores, running, shared, params.factor, part, rank);

@@ -11,14 +11,13 @@ constexpr int box_slots =
     Config::paged && Config::page_size < Config::tile ? Config::page_size : Config::tile;
 constexpr int boxes = Config::tile / box_slots;
 
-// Lanes share the boxes of a tile. Every lane takes part.
+// Lanes share the boxes of a tile. Every lane takes part, and knows that the tile's place is free.
 template <int column_blocks>
 __device__ __forceinline__ void bring_tile(const PlanView& plan, const Item& item, int tile,
                                            const TensorMap& map, unsigned char* to, u64* full) {
   const int lane = threadIdx.x % 32;
   const int live = min(boxes, (item.kv_len - tile * Config::tile + box_slots - 1) / box_slots);
   if (lane == 0) mbarrier_arrive_expect_bytes(full, live * box_slots * block_row_bytes * column_blocks);
-  __syncwarp();
   for (int i = lane; i < live * column_blocks; i += 32) {
     const int box = i / column_blocks, column = i % column_blocks;
     const SlotPlace place = find_slot(plan, item, tile * Config::tile + box * box_slots);
@@ -99,7 +98,7 @@ __device__ __forceinline__ void for_each_item(ForwardMemory& shared, Function fu
     const Item item = shared.item[turn.index];
     if (item.sequence == Item::none) return;
     __syncwarp();
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.item_free[turn.index]);
+    if (Config::lanes_arrive || threadIdx.x % 32 == 0) mbarrier_arrive(&shared.item_free[turn.index]);
     function(item);
   }
 }
@@ -112,6 +111,7 @@ __device__ void bring_keys(const ForwardParams& params, ForwardMemory& shared) {
   KeyTurn turn;
   const auto announce = [&](Step step) {
     mbarrier_wait(&shared.key_free[turn.index], turn.parity ^ 1);
+    __syncwarp();
     if (speaks) shared.step[turn.index] = step;
   };
   const auto announce_only = [&](int flags) {
@@ -141,6 +141,7 @@ __device__ void bring_values(const ForwardParams& params, ForwardMemory& shared)
     if (item.sequence == Item::pause) return;
     for_each_step(params, item, [&](Step step) {
       mbarrier_wait(&shared.value_free[turn.index], turn.parity ^ 1);
+      __syncwarp();
       if (speaks)
         shared.value_step[turn.index] = {min(item.kv_len - step.tile * Config::tile, Config::tile),
                                          (step.flags & Step::careful) != 0};

@@ -161,7 +161,7 @@ __device__ __forceinline__ u32 ordered_after(float x, u32 address, u32 zero) {
 
 __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int warpgroup) {
   const ThreadRows rows(warpgroup);
-  const bool speaks = threadIdx.x % 32 == 0;  // for its warp
+  const bool speaks = Config::lanes_arrive || threadIdx.x % 32 == 0;  // for its warp
   const u32 own_rows = warpgroup * 64 * block_row_bytes;
   const u32 zero = shared.zero;
   ItemTurn item;
@@ -207,6 +207,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
   // A pause has a place in the rings of keys, queries and items.
   const auto release_pause = [&](ItemTurn turn, Step step) {
     await_query(turn);  // nobody may release it before all have released the item that had the place before
+    __syncwarp();
     release_keys(turn, step, 0.f);
     mbarrier_arrive_if(speaks, shared_address(shared.item_free, turn.index));
   };
@@ -217,6 +218,7 @@ __device__ void consume(const ForwardParams& params, ForwardMemory& shared, int 
     const RowEnds ends(chunk, params, done, rows);
     const bool finite = store(out, ends, params, done, rows, shared.out[warpgroup]);
     if (Config::masked && !finite && !done.careful) shared.again[item.index] = true;
+    __syncwarp();
     if (speaks) mbarrier_arrive(shared_address(shared.item_free, item.index));
   };
 

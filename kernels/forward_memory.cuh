@@ -11,7 +11,8 @@ namespace chorale::kernels {
 constexpr int forward_threads = 384;
 constexpr int forward_rows = 128;  // of a row block, in two warpgroups
 constexpr int bring_registers = 24, consume_registers = 240;
-constexpr int scrub_threads = 32, consumer_warps = 8;
+constexpr int scrub_threads = 32;
+constexpr int consumer_arrivals = 8 * Config::warp_arrivals;  // each warp's
 
 // Tiles are blocks of 64 columns: 128 bytes a row, swizzled.
 constexpr int block_columns = 64, block_row_bytes = 128;
@@ -85,21 +86,22 @@ struct ForwardMemory {
     for (int i = 0; i < items; ++i) {
       again[i] = false;
       mbarrier_init(&item_known[i], 1);
-      mbarrier_init(&item_free[i], consumer_warps + 2);  // and those that bring keys and values
+      // And those that bring keys and values.
+      mbarrier_init(&item_free[i], consumer_arrivals + 2 * Config::warp_arrivals);
     }
     for (int i = 0; i < queries; ++i) {
       mbarrier_init(&query_full[i], 1);
-      mbarrier_init(&query_free[i], consumer_warps);
+      mbarrier_init(&query_free[i], consumer_arrivals);
     }
     mbarrier_init(&keys_brought, 1);
     for (int i = 0; i < keys; ++i) {
       mbarrier_init(&key_full[i], 1);
-      mbarrier_init(&key_free[i], consumer_warps);
+      mbarrier_init(&key_free[i], consumer_arrivals);
     }
     for (int i = 0; i < values; ++i) {
       mbarrier_init(&value_full[i], 1);
       mbarrier_init(&value_safe[i], scrub_threads);
-      mbarrier_init(&value_free[i], consumer_warps);
+      mbarrier_init(&value_free[i], consumer_arrivals);
     }
     mbarrier_init_fence();
   }

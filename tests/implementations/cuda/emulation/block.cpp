@@ -48,6 +48,7 @@ struct Warp {
   Lanes lanes[2];  // of this meeting and the one before
   int arrived = 0;
   unsigned meetings = 0;
+  std::uint32_t quick = ~0u;  // lanes; others go on when nobody else can
 };
 struct Block {
   std::vector<Fiber> fibers;
@@ -176,7 +177,10 @@ class Scheduler {
     std::vector<double> weights(block.warps.size());
     std::ranges::generate(weights, [&] { return weight(); });
     block.next_warp = {weights.begin(), weights.end()};
+    for (Warp& warp : block.warps) warp.quick = ~0u;
+    if (now_.random() % 2 == 0) block.warps[now_.random() % block.warps.size()].quick = some_lanes();
   }
+  std::uint32_t some_lanes() { return static_cast<std::uint32_t>(now_.random() >> 32); }
   // Whoever was quick may be slow from now on.
   void draw_again() {
     Cluster& cluster = *at_once_[now_.random() % at_once_.size()];
@@ -202,10 +206,9 @@ class Scheduler {
     for (int i = 0; i < 50 && now_.problem.empty(); ++i) {
       Cluster& cluster = choose_cluster();
       Block& block = cluster.blocks[now_.random() % cluster.blocks.size()];
-      const std::uint64_t chance = now_.random();
-      const std::uint32_t lanes =
-          now_.grid.lanes_part && chance % 8 == 0 ? static_cast<std::uint32_t>(chance >> 32) : ~0u;
-      moved = run_warp(block, block.next_warp(now_.random), chance >> 8, lanes) || moved;
+      const std::size_t warp = block.next_warp(now_.random);
+      const std::uint32_t lanes = now_.random() % 8 == 0 ? some_lanes() : ~0u;
+      moved = run_warp(block, warp, now_.random(), lanes & block.warps[warp].quick) || moved;
       if (now_.random() % later_one_in_ == 0) moved = work_later() || moved;
     }
     return moved;
@@ -218,8 +221,9 @@ class Scheduler {
       for (Block& block : cluster->blocks)
         for (std::size_t warp = 0; warp < block.warps.size(); ++warp) warps.emplace_back(&block, warp);
     std::ranges::shuffle(warps, now_.random);
-    for (const auto& [block, warp] : warps)
-      if (run_warp(*block, warp)) return true;
+    for (const bool all : {false, true})
+      for (const auto& [block, warp] : warps)
+        if (run_warp(*block, warp, 0, all ? ~0u : block->warps[warp].quick)) return true;
     bool moved = false;
     for (int some = now_.random() % 2 == 0 ? 1 : 16; some > 0; --some) moved = work_later() || moved;
     return moved;
@@ -306,7 +310,7 @@ void require(bool right, const char* what) {
 }
 
 void pause() {
-  if (running->grid.lanes_part && running->random() % 2 == 0) leave_fiber();
+  if (running->random() % 2 == 0) leave_fiber();
 }
 void wait_until(const std::function<bool()>& ready) {
   if (ready()) return;

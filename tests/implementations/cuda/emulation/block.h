@@ -1,9 +1,9 @@
 // Blocks of threads on a CPU: each thread of the kernel is a fiber, a random warp of a random block goes on,
-// and its lanes, or some of them, run until they wait. What a kernel must not count on does not happen:
-// copies arrive late and in any order, and until then their place holds NaN; products are made, and stores of
-// the copy engine read, when they are waited for, of what is in shared memory then; what such a store writes
-// is written at the end, in any order, if nobody waits for it; what is stored to another block of a cluster
-// arrives late, too; and only some clusters run at once.
+// and its lanes, or some of them, run until they wait or meet the others. What a kernel must not count on
+// does not happen: copies arrive late and in any order, and until then their place holds NaN; products are
+// made, and stores of the copy engine read, when they are waited for, of what is in shared memory then; what
+// such a store writes is written at the end, in any order, if nobody waits for it; what is stored to another
+// block of a cluster arrives late, too; and only some clusters run at once.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,7 @@ using Work = std::function<void()>;
 struct Grid {
   int threads = warp_threads;  // of a block
   int blocks = 1;
-  int cluster = 1;         // blocks that run together and write to each other's shared memory
-  bool lanes_part = true;  // some of a warp's lanes may go on before others, until they meet
+  int cluster = 1;  // blocks that run together and write to each other's shared memory
 };
 const Grid& grid();  // that runs
 
@@ -47,7 +46,7 @@ unsigned char* shared_memory();                 // all of that
 // The kernel fails, unless `right`: nothing runs any more.
 void require(bool right, const char* what);
 
-// Others may go on here, if lanes part: what a thread does after it has arrived somewhere may be late.
+// Others may go on here: what a thread does after it has arrived somewhere may be late.
 void pause();
 // Lets others go on until `ready`, which has no effects.
 void wait_until(const std::function<bool()>& ready);

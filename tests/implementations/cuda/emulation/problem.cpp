@@ -188,8 +188,7 @@ std::optional<Results> Problem::forward(const Kernel& kernel, const Order& order
     for (int first = 0; first < lengths_[index(s)].queries; first += kernel.positions)
       memory.row_blocks.push_back({s, first});
   map_cache(kernel, memory, 1);
-  // It counts on lanes that have waited for a barrier to go on together, as they do in its machine code.
-  return run(kernel, order, false, memory);
+  return run(kernel, order, memory);
 }
 
 std::optional<Results> Problem::decode(const Kernel& kernel, const Order& order) const {
@@ -212,11 +211,10 @@ std::optional<Results> Problem::decode(const Kernel& kernel, const Order& order)
   memory.arrival_counters = sizes.blocks + sizes.most_slots / merge_step;
   map_cache(kernel, memory,
             box_column_blocks(kernel.head_dim, kernel.value_dim, kernel.fp8_cache, kernel.page_size));
-  return run(kernel, order, true, memory);
+  return run(kernel, order, memory);
 }
 
-std::optional<Results> Problem::run(const Kernel& kernel, const Order& order, bool lanes_part,
-                                    Memory& memory) const {
+std::optional<Results> Problem::run(const Kernel& kernel, const Order& order, Memory& memory) const {
   ForwardParams& params = memory.params;
   const int q_row = heads_ * kernel.head_dim, out_row = heads_ * kernel.value_dim;
   const long long page_slots = memory.slots_of_page();
@@ -271,9 +269,8 @@ std::optional<Results> Problem::run(const Kernel& kernel, const Order& order, bo
   params.arrival_counters = memory.arrival_counters;
   params.item_room = static_cast<int>(memory.items.size());
 
-  const std::string failure =
-      run_grid({kernel.threads, order.clusters * kernel.cluster, kernel.cluster, lanes_part}, order.seed,
-               [&] { kernel.run(&params); });
+  const std::string failure = run_grid({kernel.threads, order.clusters * kernel.cluster, kernel.cluster},
+                                       order.seed, [&] { kernel.run(&params); });
   EXPECT_EQ(failure, "") << "seed " << order.seed;
   if (!failure.empty()) return std::nullopt;
   EXPECT_EQ(next_item[0], 0);

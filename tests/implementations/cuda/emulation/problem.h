@@ -61,7 +61,7 @@ class Problem {
   Memory lay_out(const Kernel& kernel) const;
   void map_cache(const Kernel& kernel, Memory& memory, int key_blocks) const;
   std::vector<unsigned char> pool(const Kernel& kernel, const Cache& cache, const Memory& memory) const;
-  std::optional<Results> run(const Kernel& kernel, const Order& order, bool lanes_part, Memory& memory) const;
+  std::optional<Results> run(const Kernel& kernel, const Order& order, Memory& memory) const;
   void check_row(const Results& results, int s, int query, int head) const;
 
   std::uint16_t rounded(float x) const;
