@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -270,7 +271,12 @@ Result<ModelConfig> ModelConfig::from_json(std::string_view text, std::string_vi
 std::string ModelConfig::to_json() const {
   const auto token = [](std::int64_t id) { return id < 0 ? json(nullptr) : json(id); };
   // As the shortest decimal that reads back as this float32: 1e-06, not 9.999999974752427e-07.
-  const auto number = [](float value) { return json(json::parse(fmt::format("{}", value)).get<double>()); };
+  const auto number = [](float value) {
+    const std::string shortest = fmt::format("{}", value);
+    double decimal = 0;
+    std::from_chars(shortest.data(), shortest.data() + shortest.size(), decimal);
+    return decimal;
+  };
   nlohmann::ordered_json document;
   document["architectures"] = {"Qwen3ForCausalLM"};
   document["model_type"] = "qwen3";

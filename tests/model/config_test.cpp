@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "model/fixture.h"
@@ -65,6 +66,8 @@ TEST(Config, WritesWhatItReads) {
   EXPECT_EQ(again.compute_dtype, DType::bfloat16);
   EXPECT_EQ(again.bos_token_id, -1);
   EXPECT_EQ(again.eos_token_id, 7);
+  config.rms_norm_eps = -0.0f;
+  EXPECT_TRUE(std::signbit(ModelConfig::from_json(config.to_json(), "again").value().rms_norm_eps));
 }
 
 struct Refusal {
