@@ -7,45 +7,15 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-#include <cpuid.h>
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
 
-#include "base/settings.h"
+#include "simd/instruction_sets.h"
 #include "simd/transpose_16.h"
-
-#define CHORALE_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define CHORALE_AMX __attribute__((target("amx-tile,amx-bf16,avx512f")))
 
 namespace chorale::simd {
 namespace {
-
-// Linux hands out the large tile state on request only.
-bool request_amx() {
-  constexpr long arch_req_xcomp_perm = 0x1023, xfeature_xtiledata = 18;
-  return ::syscall(SYS_arch_prctl, arch_req_xcomp_perm, xfeature_xtiledata) == 0;
-}
-
-DotLevel detect() {
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw")) return DotLevel::none;
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;  // of leaf 7
-  const bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx_bf16) != 0 && (d & amx_tile) != 0;
-  return amx && request_amx() ? DotLevel::amx : DotLevel::avx512_bf16;
-}
-
-DotLevel most_allowed() {
-  const std::string limit = read_settings().simd.value_or("amx");
-  if (limit == "avx2" || limit == "avx512") return DotLevel::none;
-  return limit == "amx" ? DotLevel::amx : DotLevel::avx512_bf16;
-}
 
 // Eight tiles of 16 rows of 64 bytes.
 struct TileConfig {
@@ -200,15 +170,6 @@ CHORALE_AVX512_BF16 void pack_rows(const bfloat16* const* in, std::int64_t rows,
 }
 
 }  // namespace
-
-DotLevel processor_dot_level() {
-  static const DotLevel level = detect();
-  return level;
-}
-DotLevel dot_level() {
-  static const DotLevel level = std::min(processor_dot_level(), most_allowed());
-  return level;
-}
 
 DotScope::DotScope(DotLevel level, int rows_of_last_two) : level_(level) {
   if (level_ == DotLevel::amx) load_tile_config(rows_of_last_two);

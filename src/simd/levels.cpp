@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/settings.h"
 #include "simd/dot_tiles.h"
 #include "simd/simd.h"
@@ -23,7 +25,18 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl");
 }
 
+DotLevel most_allowed() {
+  const std::string limit = read_settings().simd.value_or("amx");
+  if (limit == "avx2" || limit == "avx512") return DotLevel::none;
+  return limit == "amx" ? DotLevel::amx : DotLevel::avx512_bf16;
+}
+
 }  // namespace
+
+DotLevel dot_level() {
+  static const DotLevel level = std::min(processor_dot_level(), most_allowed());
+  return level;
+}
 
 std::string processor_level() {
   if (!supported().is_ok()) return "none";

@@ -2,12 +2,12 @@
 // AVX-512F.
 #pragma once
 
-#include <immintrin.h>
+#include "simd/instruction_sets.h"
 
 namespace chorale::simd {
 
 // 16 x 16 transposition of 32-bit elements: by pairs, fours, then 128-bit lanes.
-__attribute__((target("avx512f"), always_inline)) inline void transpose_16x16(__m512i (&r)[16]) {
+CHORALE_AVX512 __attribute__((always_inline)) inline void transpose_16x16(__m512i (&r)[16]) {
   __m512i t[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);

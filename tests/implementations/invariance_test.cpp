@@ -182,7 +182,7 @@ TEST_P(Invariance, PrefillWholeInChunksOrTokenByToken) {
   for_each_problem([&](const Case& test) {
     const Rows reference = forward(test);
     for (const std::int32_t chunk : {1, 3, 64, 100, 1000}) {
-      if (chunk < 64 && test.problem.dtype != DType::float32) continue;  // many small pieces: once is enough
+      if (chunk == 3 && test.problem.dtype != DType::float32) continue;  // many small pieces: once is enough
       Case pieces = test;
       pieces.sequences = cut(test.sequences, chunk);
       pieces.page_size = 16;

@@ -6,8 +6,6 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-#include <immintrin.h>
-
 #include <limits>
 
 #include "implementations/cpu/amx_vectors.h"

@@ -1,12 +1,11 @@
-// Vector steps that the AMX kernels share. Include after <immintrin.h>; inside the anonymous namespace's
-// reach only (every function is inlined).
+// Vector steps that the AMX kernels share. Every function is inlined.
 #pragma once
 
 #include <cstdint>
 #include <limits>
 
-#define CHORALE_AMX \
-  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+#include "simd/instruction_sets.h"
+
 #define CHORALE_AMX_INLINE CHORALE_AMX __attribute__((always_inline)) inline
 
 namespace chorale::tiled::amx {

@@ -360,10 +360,13 @@ std::vector<Case> full_cases(const Edges& edges, std::uint64_t seed) {
   sweep_layouts(generator, edges, cases);
   sweep_fills(generator, edges, all_types, cases);
   // Chunks in the middle of a long self-attention, where a prefill merges them on its way.
-  Case longer = generator.draw("self-attention over chunks", {{edges.chunk + 1, edges.chunk + 1}});
-  longer.problem.mask = mask::causal();
-  longer.problem.head_dim = 16;
-  cases.push_back(std::move(longer));
+  for (const DType dtype : all_types) {
+    Case longer = generator.draw("self-attention over chunks", {{edges.chunk + 1, edges.chunk + 1}});
+    longer.problem.mask = mask::causal();
+    longer.problem.head_dim = 16;
+    longer.problem.dtype = dtype;
+    cases.push_back(std::move(longer));
+  }
   return cases;
 }
 
