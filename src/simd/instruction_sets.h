@@ -1,5 +1,5 @@
-// The intrinsics of AVX-512 and AMX, and the attributes of functions that use them: the rest of the program is
-// compiled for any x86-64. tests/simd/emulation/ has a file of this name that stands in its place.
+// The intrinsics of AVX-512 and AMX, and the attributes of functions that use them: the rest of the program
+// is compiled for any x86-64. tests/simd/emulation/ has a file of this name that stands in its place.
 #pragma once
 
 #include <immintrin.h>

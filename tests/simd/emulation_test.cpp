@@ -33,8 +33,8 @@ void expect_same(const std::vector<bfloat16>& left, const std::vector<bfloat16>&
   std::vector<float> own(rows * columns, sum), emulated = own;
   {
     const simd::DotScope scope(level);
-    simd::dot_product(level, {rows, columns, inner}, left.data(), inner, right.data(), 2 * columns, own.data(),
-                      columns, true);
+    simd::dot_product(level, {rows, columns, inner}, left.data(), inner, right.data(), 2 * columns,
+                      own.data(), columns, true);
   }
   emulated_simd::multiply(amx, rows, columns, inner, left.data(), right.data(), emulated.data());
   for (std::size_t i = 0; i < own.size(); ++i) {
@@ -50,9 +50,8 @@ class EmulatedProducts : public ::testing::TestWithParam<bool> {
       GTEST_SKIP() << "this processor does not have the instruction, or CHORALE_SIMD forbids it";
   }
 };
-INSTANTIATE_TEST_SUITE_P(Instructions, EmulatedProducts, ::testing::Bool(), [](const auto& amx) {
-  return std::string(amx.param ? "tdpbf16ps" : "vdpbf16ps");
-});
+INSTANTIATE_TEST_SUITE_P(Instructions, EmulatedProducts, ::testing::Bool(),
+                         [](const auto& amx) { return std::string(amx.param ? "tdpbf16ps" : "vdpbf16ps"); });
 
 TEST_P(EmulatedProducts, HaveTheBitsOfTheProcessors) {
   std::mt19937 random(1);

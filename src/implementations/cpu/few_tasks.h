@@ -1,4 +1,4 @@
-// The work list of sequences of few rows (a decode). AMX makes its own, by the same rule (amx_forward.cpp).
+// The work list of sequences of few rows (a decode).
 #pragma once
 
 #include <cstddef>

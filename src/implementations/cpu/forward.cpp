@@ -14,7 +14,8 @@
 #include <optional>
 
 #include "base/threads.h"
-#include "implementations/cpu/amx_forward.h"
+#include "implementations/cpu/amx_few.h"
+#include "implementations/cpu/amx_many.h"
 #include "implementations/cpu/dot_engine.h"
 #include "implementations/cpu/fp32_engine.h"
 #include "implementations/cpu/fp32_few.h"
@@ -180,7 +181,8 @@ void forward(const TiledPlan& plan, const ForwardTensors& tensors) {
     case Arithmetic::vdpbf16:
       return Forward<DotEngine>(plan, tensors).run();
     case Arithmetic::tdpbf16:
-      return amx_forward(plan, tensors);
+      amx_many(plan, tensors);
+      return amx_few(plan, tensors);
   }
 }
 

@@ -90,7 +90,9 @@ inline float multiply_add(float x, float y, float sum) { return flushed(std::fma
 inline __m512 _mm512_loadu_ps(const void* from) { return emulated::load<__m512>(from); }
 inline __m512 _mm512_load_ps(const void* from) { return emulated::load<__m512>(emulated::aligned(from)); }
 inline __m512i _mm512_loadu_si512(const void* from) { return emulated::load<__m512i>(from); }
-inline __m512i _mm512_load_si512(const void* from) { return emulated::load<__m512i>(emulated::aligned(from)); }
+inline __m512i _mm512_load_si512(const void* from) {
+  return emulated::load<__m512i>(emulated::aligned(from));
+}
 inline __m512i _mm512_maskz_loadu_epi16(__mmask32 mask, const void* from) {
   emulated::Halves x{};
   for (int i = 0; i < 32; ++i)
@@ -104,11 +106,13 @@ inline void _mm512_store_si512(void* to, __m512i x) { std::memcpy(emulated::alig
 inline void _mm512_mask_store_ps(void* to, __mmask16 mask, __m512 x) {
   emulated::aligned(to);
   for (int i = 0; i < 16; ++i)
-    if (mask >> i & 1) std::memcpy(static_cast<char*>(to) + 4 * i, reinterpret_cast<const char*>(&x) + 4 * i, 4);
+    if (mask >> i & 1)
+      std::memcpy(static_cast<char*>(to) + 4 * i, reinterpret_cast<const char*>(&x) + 4 * i, 4);
 }
 inline void _mm512_mask_storeu_epi16(void* to, __mmask32 mask, __m512i x) {
   for (int i = 0; i < 32; ++i)
-    if (mask >> i & 1) std::memcpy(static_cast<char*>(to) + 2 * i, reinterpret_cast<const char*>(&x) + 2 * i, 2);
+    if (mask >> i & 1)
+      std::memcpy(static_cast<char*>(to) + 2 * i, reinterpret_cast<const char*>(&x) + 2 * i, 2);
 }
 
 // --- float32 ---------------------------------------------------------------------------------------------
@@ -133,7 +137,9 @@ inline __m512 _mm512_mask_mov_ps(__m512 otherwise, __mmask16 mask, __m512 x) {
   return emulated::elements<__m512>([&](unsigned i) { return mask >> i & 1 ? x[i] : otherwise[i]; });
 }
 inline __m512 _mm512_maskz_mov_ps(__mmask16 mask, __m512 x) { return _mm512_mask_mov_ps(__m512{}, mask, x); }
-inline __m512 _mm512_maskz_sub_ps(__mmask16 mask, __m512 x, __m512 y) { return _mm512_maskz_mov_ps(mask, x - y); }
+inline __m512 _mm512_maskz_sub_ps(__mmask16 mask, __m512 x, __m512 y) {
+  return _mm512_maskz_mov_ps(mask, x - y);
+}
 enum { _CMP_EQ_OQ, _CMP_NEQ_UQ, _CMP_GT_OQ, _CMP_UNORD_Q };
 inline __mmask16 _mm512_cmp_ps_mask(__m512 x, __m512 y, int comparison) {
   return emulated::mask<__mmask16>([&](unsigned i) {
@@ -156,13 +162,17 @@ inline __m512 _mm512_castsi512_ps(__m512i x) { return (__m512)x; }
 
 inline __m512i _mm512_setzero_si512() { return __m512i{}; }
 inline __m512i _mm512_set1_epi32(int x) {
-  return (__m512i)emulated::elements<emulated::Words>([&](unsigned) { return static_cast<std::uint32_t>(x); });
+  return (__m512i)emulated::elements<emulated::Words>(
+      [&](unsigned) { return static_cast<std::uint32_t>(x); });
 }
 inline __m512i _mm512_set1_epi16(short x) {
-  return (__m512i)emulated::elements<emulated::Halves>([&](unsigned) { return static_cast<std::uint16_t>(x); });
+  return (__m512i)emulated::elements<emulated::Halves>(
+      [&](unsigned) { return static_cast<std::uint16_t>(x); });
 }
 inline __m512i _mm512_and_si512(__m512i x, __m512i y) { return x & y; }
-inline __m512i _mm512_add_epi32(__m512i x, __m512i y) { return (__m512i)((emulated::Words)x + (emulated::Words)y); }
+inline __m512i _mm512_add_epi32(__m512i x, __m512i y) {
+  return (__m512i)((emulated::Words)x + (emulated::Words)y);
+}
 inline __m512i _mm512_add_epi16(__m512i x, __m512i y) {
   return (__m512i)((emulated::Halves)x + (emulated::Halves)y);
 }
@@ -189,7 +199,9 @@ inline __m512i _mm512_permutex2var_epi16(__m512i x, __m512i order, __m512i y) {
   return (__m512i)emulated::elements<emulated::Halves>(
       [&](unsigned i) { return (of[i] & 32) != 0 ? b[of[i] % 32] : a[of[i] % 32]; });
 }
-inline __m512i _mm512_permutexvar_epi16(__m512i order, __m512i x) { return _mm512_permutex2var_epi16(x, order, x); }
+inline __m512i _mm512_permutexvar_epi16(__m512i order, __m512i x) {
+  return _mm512_permutex2var_epi16(x, order, x);
+}
 // Of each 128 bits the elements from `first` on, x's and y's in turns.
 template <class Vector>
 __m512i emulated_unpack(__m512i x, __m512i y, unsigned first) {
@@ -200,10 +212,18 @@ __m512i emulated_unpack(__m512i x, __m512i y, unsigned first) {
     return i % 2 == 0 ? a[from] : b[from];
   });
 }
-inline __m512i _mm512_unpacklo_epi32(__m512i x, __m512i y) { return emulated_unpack<emulated::Words>(x, y, 0); }
-inline __m512i _mm512_unpackhi_epi32(__m512i x, __m512i y) { return emulated_unpack<emulated::Words>(x, y, 2); }
-inline __m512i _mm512_unpacklo_epi64(__m512i x, __m512i y) { return emulated_unpack<emulated::Quads>(x, y, 0); }
-inline __m512i _mm512_unpackhi_epi64(__m512i x, __m512i y) { return emulated_unpack<emulated::Quads>(x, y, 1); }
+inline __m512i _mm512_unpacklo_epi32(__m512i x, __m512i y) {
+  return emulated_unpack<emulated::Words>(x, y, 0);
+}
+inline __m512i _mm512_unpackhi_epi32(__m512i x, __m512i y) {
+  return emulated_unpack<emulated::Words>(x, y, 2);
+}
+inline __m512i _mm512_unpacklo_epi64(__m512i x, __m512i y) {
+  return emulated_unpack<emulated::Quads>(x, y, 0);
+}
+inline __m512i _mm512_unpackhi_epi64(__m512i x, __m512i y) {
+  return emulated_unpack<emulated::Quads>(x, y, 1);
+}
 // Four times 128 bits: two of x, two of y.
 inline __m512i _mm512_shuffle_i32x4(__m512i x, __m512i y, unsigned order) {
   const auto a = (emulated::Quads)x, b = (emulated::Quads)y;
@@ -267,7 +287,8 @@ inline void _tile_loadd(int to, const void* from, std::int64_t stride) {
   emulated::TileRegister& tile = emulated::tile(to);
   emulated::clear(tile);
   for (int row = 0; row < tile.rows; ++row)
-    std::memcpy(tile.word[row], static_cast<const char*>(from) + row * stride, static_cast<std::size_t>(tile.bytes));
+    std::memcpy(tile.word[row], static_cast<const char*>(from) + row * stride,
+                static_cast<std::size_t>(tile.bytes));
 }
 inline void _tile_stored(int from, void* to, std::int64_t stride) {
   const emulated::TileRegister& tile = emulated::tile(from);

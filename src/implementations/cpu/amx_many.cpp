@@ -1,0 +1,336 @@
+// The forward pass on AMX of sequences of many rows:
+//
+//     for each group of strips of a sequence and KV head, on any thread
+//       for each chunk of 1024 keys
+//         for each strip of 32 rows
+//           for each slab of 32 keys that the strip sees
+//             pack the slab, once a group
+//             exponentials of this slab, while the tile unit computes the scores of the next, and the memory
+//             is asked for slabs that will be packed
+//           probabilities times values, once for all slabs of the chunk
+//           merge the chunk into the strip's total; finish the strip after its last chunk
+#include "implementations/cpu/amx_many.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "base/aligned.h"
+#include "base/threads.h"
+#include "implementations/cpu/amx_hidden.h"
+#include "implementations/cpu/amx_kernels.h"
+#include "implementations/cpu/amx_programs.h"
+#include "implementations/cpu/amx_state.h"
+#include "implementations/cpu/finish.h"
+#include "implementations/cpu/key_rows.h"
+#include "implementations/cpu/visibility.h"
+#include "simd/dot_tiles.h"
+#include "simd/simd.h"
+
+namespace chorale::tiled {
+namespace {
+
+using amx::chunk_slabs, amx::slab_keys, amx::strip_rows, amx::State, amx::Waiting;
+
+class AmxMany {
+ public:
+  AmxMany(const TiledPlan& plan, const ForwardTensors& tensors)
+      : plan_(plan),
+        problem_(plan.problem()),
+        tensors_(tensors),
+        dim_(problem_.head_dim),
+        value_dim_(problem_.value_dim()),
+        raise_above_(is_mutant(plan.mutant(), Mutant::skip_rescale) ? 0 : amx::raise_above),
+        workers_(static_cast<std::size_t>(plan.threads())) {}
+
+  void run() {
+    std::vector<Group> groups;
+    // Keys are packed once a group, so groups are large; but there should be some for every thread.
+    for (std::int64_t most = 32; most >= 4; most /= 2) {
+      groups.clear();
+      for (int sequence = 0; sequence < plan_.batch().sequences(); ++sequence) {
+        if (plan_.sequence_rows(sequence) <= few_rows) continue;
+        const std::int64_t strips = plan_.strips(sequence);
+        for (std::int64_t first = 0; first < strips; first += most)
+          for (int head = 0; head < problem_.kv_heads; ++head)
+            groups.push_back({sequence, head, first, std::min(most, strips - first)});
+      }
+      if (static_cast<std::int64_t>(groups.size()) >= 8 * plan_.threads()) break;
+    }
+    // The longest first, so that threads end together.
+    for (Group& group : groups)
+      for (std::int64_t i = 0; i < group.strips; ++i)
+        group.cost += plan_.visibility().strip(group.sequence, group.kv_head, group.first + i).visible;
+    std::stable_sort(groups.begin(), groups.end(),
+                     [](const Group& x, const Group& y) { return x.cost > y.cost; });
+    parallel_for(static_cast<std::int64_t>(groups.size()), plan_.threads(), [&](std::int64_t i, int worker) {
+      const simd::DotScope scope(simd::DotLevel::amx);
+      attend(groups[static_cast<std::size_t>(i)], at(worker));
+    });
+  }
+
+ private:
+  // One strip of a group against one slab.
+  struct Step {
+    std::int64_t strip, slab;
+  };
+
+  // One thread's memory.
+  struct Worker {
+    explicit Worker(const AmxMany& pass)
+        : programs(pass.plan_),
+          chunk(strip_rows * amx::padded(pass.value_dim_)),
+          gathered(static_cast<std::size_t>(slab_keys * std::max(pass.dim_, pass.value_dim_))) {
+      for (auto& buffer : scores) buffer.resize(static_cast<std::size_t>(amx::score_elements));
+      p.resize(static_cast<std::size_t>(chunk_slabs * slab_keys * strip_rows));
+    }
+    amx::Programs programs;
+    AlignedVector<float> scores[2];
+    AlignedVector<bfloat16> p, queries, keys, values;
+    amx::Prefetch prefetch;
+    std::array<std::int8_t, chunk_slabs> packed;  // 0: not yet, 1: finite values, 2: not
+    State chunk;
+    std::vector<State> totals;
+    std::vector<Step> steps;  // of a chunk
+    std::int64_t asked;       // slabs before this one were asked for or packed
+    std::int64_t packed_end;  // past the slab that was packed last
+    AlignedVector<bfloat16> gathered;
+  };
+
+  Worker& at(int index) {
+    auto& worker = workers_[static_cast<std::size_t>(index)];
+    if (!worker) worker.emplace(*this);
+    return *worker;
+  }
+
+  struct Group {
+    int sequence, kv_head;
+    std::int64_t first, strips;
+    std::int64_t cost = 0;
+  };
+
+  void attend(const Group& group, Worker& worker) {
+    worker.queries.resize(static_cast<std::size_t>(group.strips * amx::block_elements(dim_)));
+    worker.keys.resize(static_cast<std::size_t>(chunk_slabs * amx::block_elements(dim_)));
+    worker.values.resize(static_cast<std::size_t>(chunk_slabs * amx::block_elements(value_dim_)));
+    worker.prefetch.clear();
+    worker.asked = worker.packed_end = 0;
+    for (auto strip = static_cast<std::int64_t>(worker.totals.size()); strip < group.strips; ++strip)
+      worker.totals.emplace_back(strip_rows * amx::padded(value_dim_));
+    for (std::int64_t i = 0; i < group.strips; ++i) {
+      worker.totals[static_cast<std::size_t>(i)].empty = true;
+      if (i + 1 < group.strips) ask_for_queries(group, i + 1);
+      amx::load_queries(plan_, tensors_.q, group.sequence, group.kv_head, group.first + i,
+                        worker.queries.data() + i * amx::block_elements(dim_), worker.gathered.data());
+      if (visible(group, i).end == 0) finish_strip(group, i, worker);
+    }
+    std::int64_t first = plan_.keys(group.sequence), end = 0;  // slabs that some strip sees
+    for (std::int64_t i = 0; i < group.strips; ++i) {
+      if (visible(group, i).end > 0) first = std::min(first, visible(group, i).first);
+      end = std::max(end, visible(group, i).end);
+    }
+    for (std::int64_t chunk = first / chunk_slabs; chunk * chunk_slabs < end; ++chunk)
+      attend_chunk(group, chunk * chunk_slabs, std::min(end, (chunk + 1) * chunk_slabs), end, worker);
+  }
+
+  const Visibility::Strip& visible(const Group& group, std::int64_t index) const {
+    return plan_.visibility().strip(group.sequence, group.kv_head, group.first + index);
+  }
+
+  // Asks the memory for a strip's query rows.
+  void ask_for_queries(const Group& group, std::int64_t index) const {
+    const TensorView& q = tensors_.q;
+    const std::int64_t first = (group.first + index) * strip_rows,
+                       count = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first);
+    for (std::int64_t r = 0; r < count; ++r) {
+      const bfloat16* row = static_cast<const bfloat16*>(q.data) +
+                            plan_.query_of_row(group.sequence, first + r) * q.stride[0] +
+                            plan_.head_of_row(group.kv_head, first + r) * q.stride[1];
+      for (std::int64_t c = 0; c < dim_; c += 32) __builtin_prefetch(row + c, 0, 2);
+    }
+  }
+
+  void finish_strip(const Group& group, std::int64_t index, Worker& worker) {
+    State& total = worker.totals[static_cast<std::size_t>(index)];
+    if (total.empty) total.reset();
+    const std::int64_t first = (group.first + index) * strip_rows,
+                       count = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first);
+    std::array<float, strip_rows> scales, divisors, maxima, logarithms;
+    std::array<bfloat16*, strip_rows> rows;
+    scales.fill(1);
+    divisors.fill(1);
+    const TensorView& out = tensors_.out;
+    for (std::int64_t r = 0; r < count; ++r) {
+      const auto i = static_cast<std::size_t>(r);
+      const std::int64_t head = plan_.head_of_row(group.kv_head, first + r);
+      const Normaliser row = normaliser(plan_, tensors_, head, total.lanes.reference[r], total.lanes.sum[r]);
+      scales[i] = row.scale, divisors[i] = row.divisor, maxima[i] = row.maximum;
+      rows[i] = static_cast<bfloat16*>(out.data) +
+                plan_.query_of_row(group.sequence, first + r) * out.stride[0] + head * out.stride[1];
+    }
+    if (problem_.sinks) amx::rescale(scales.data(), value_dim_, total.out.data());
+    amx::store_quotients(total.out.data(), divisors.data(), count, value_dim_, rows.data());
+    simd::log(divisors.data(), logarithms.data(), count);
+    for (std::int64_t r = 0; r < count; ++r) {
+      const auto i = static_cast<std::size_t>(r);
+      store_lse(tensors_, plan_.query_of_row(group.sequence, first + r),
+                plan_.head_of_row(group.kv_head, first + r), maxima[i] + logarithms[i]);
+    }
+  }
+
+  static bool is_packed(std::int64_t slab, const Worker& worker) {
+    return worker.packed[static_cast<std::size_t>(slab % chunk_slabs)] != 0;
+  }
+
+  // A slab of the chunk, packed at first use. `another`: so will be the one after it, soon.
+  void pack(const Group& group, std::int64_t slab, bool another, Worker& worker) {
+    if (is_packed(slab, worker)) return;
+    auto& packed = worker.packed[static_cast<std::size_t>(slab % chunk_slabs)];
+    const KeyRows keys(plan_, tensors_.k, tensors_.k_scale, group.sequence, group.kv_head, false);
+    const KeyRows values(plan_, tensors_.v, tensors_.v_scale, group.sequence, group.kv_head, true);
+    const std::int64_t first = slab * slab_keys,
+                       count = std::min(slab_keys, plan_.keys(group.sequence) - first);
+    const auto locate = another ? &KeyRows::locate : &KeyRows::rows;
+    worker.asked = std::max(worker.asked, slab + (another ? 2 : 1));
+    worker.packed_end = slab + 1;
+    std::array<const bfloat16*, slab_keys> rows;
+    (keys.*locate)(first, count, rows.data(), worker.gathered.data());
+    amx::pack_keys(rows.data(), count, dim_, keys_of(slab, worker));
+    (values.*locate)(first, count, rows.data(), worker.gathered.data());
+    packed = amx::pack_values(rows.data(), count, value_dim_, values_of(slab, worker)) ? 1 : 2;
+  }
+
+  // Asks the memory for some lines of the slabs that will be packed next. Not far ahead: rows at multiples of
+  // a power of two fall into few of a cache's sets.
+  void ask_ahead(const Group& group, std::int64_t end, Worker& worker) {
+    constexpr std::int64_t lines = 16, most_ahead = 2;
+    const std::int64_t last = std::min(end, worker.packed_end + most_ahead);
+    if (worker.prefetch.is_done() && worker.asked < last) {
+      worker.prefetch.clear();
+      add_rows(KeyRows(plan_, tensors_.k, tensors_.k_scale, group.sequence, group.kv_head, false),
+               worker.asked, worker.prefetch);
+      add_rows(KeyRows(plan_, tensors_.v, tensors_.v_scale, group.sequence, group.kv_head, true),
+               worker.asked, worker.prefetch);
+      ++worker.asked;
+    }
+    worker.prefetch.ask(lines);
+  }
+  void add_rows(const KeyRows& of, std::int64_t slab, amx::Prefetch& prefetch) const {
+    std::array<const std::byte*, slab_keys> rows;
+    const std::int64_t count = std::min(slab_keys, of.keys() - slab * slab_keys);
+    of.addresses(slab * slab_keys, count, rows.data());
+    for (std::int64_t i = 0; i < count; ++i) prefetch.add(rows[static_cast<std::size_t>(i)], of.row_bytes());
+  }
+
+  const bfloat16* queries_of(std::int64_t strip, const Worker& worker) const {
+    return worker.queries.data() + strip * amx::block_elements(dim_);
+  }
+  bfloat16* keys_of(std::int64_t slab, Worker& worker) const {
+    return worker.keys.data() + slab % chunk_slabs * amx::block_elements(dim_);
+  }
+  bfloat16* values_of(std::int64_t slab, Worker& worker) const {
+    return worker.values.data() + slab % chunk_slabs * amx::block_elements(value_dim_);
+  }
+
+  // All strips against slabs [first, last) of one chunk. While the exponentials of a strip and slab are
+  // computed, the tile unit computes the scores of the next, be it of the same strip or not.
+  void attend_chunk(const Group& group, std::int64_t first, std::int64_t last, std::int64_t end,
+                    Worker& worker) {
+    worker.packed.fill(0);
+    worker.steps.clear();
+    for (std::int64_t i = 0; i < group.strips; ++i) {
+      const Visibility::Strip& strip = visible(group, i);
+      for (std::int64_t slab = std::max(first, strip.first); slab < std::min(last, strip.end); ++slab)
+        if (strip.slabs[static_cast<std::size_t>(slab)] != Visibility::empty)
+          worker.steps.push_back({i, slab});
+    }
+    Waiting waiting;
+    for (std::size_t n = 0; n < worker.steps.size(); ++n) {
+      const Step& step = worker.steps[n];
+      const Step* next = n + 1 < worker.steps.size() ? &worker.steps[n + 1] : nullptr;
+      State& total = worker.totals[static_cast<std::size_t>(step.strip)];
+      State& state = total.empty ? total : worker.chunk;  // the first chunk is its own total
+      if (n == 0) {
+        pack(group, step.slab, true, worker);
+        amx::scores(keys_of(step.slab, worker), queries_of(step.strip, worker), dim_,
+                    worker.scores[0].data());
+      }
+      if (n == 0 || worker.steps[n - 1].strip != step.strip) {
+        amx::clear(state.lanes);
+        waiting = {};
+      }
+      if (next != nullptr)
+        pack(group, next->slab, n + 2 < worker.steps.size() && !is_packed(worker.steps[n + 2].slab, worker),
+             worker);
+      ask_ahead(group, end, worker);
+      attend_slab(group, step, next, worker.scores[n % 2].data(), worker.scores[(n + 1) % 2].data(), state,
+                  waiting, worker);
+      if (next != nullptr && next->strip == step.strip) continue;
+      add_values(state, waiting, worker);
+      if (!total.empty)
+        amx::merge(state.lanes, state.out.data(), plan_.log2_factor(), value_dim_, total.lanes,
+                   total.out.data());
+      total.empty = false;
+      if (visible(group, step.strip).end <= last) finish_strip(group, step.strip, worker);
+    }
+  }
+
+  // One strip and slab whose scores are there; meanwhile the scores of the next, if there is one.
+  void attend_slab(const Group& group, const Step& step, const Step* next, float* scores, float* next_scores,
+                   State& state, Waiting& waiting, Worker& worker) {
+    const Visibility::Strip& strip = visible(group, step.strip);
+    const std::int32_t seen = strip.slabs[static_cast<std::size_t>(step.slab)];
+    const std::uint32_t* words = seen == Visibility::full ? nullptr : strip.words.data() + seen;
+    const std::int64_t first_row = (group.first + step.strip) * strip_rows;
+    const std::int64_t rows = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first_row);
+    worker.programs.apply({group.sequence, group.kv_head, first_row, rows, step.slab}, scores, nullptr);
+    if (words != nullptr) amx::hide(words, scores);
+    raise(scores, state, waiting, worker);
+    bfloat16* p = worker.p.data() + waiting.count * slab_keys * strip_rows;
+    amx::softmax(scores, plan_.log2_factor(), state.lanes, p,
+                 next != nullptr ? keys_of(next->slab, worker) : nullptr,
+                 next != nullptr ? queries_of(next->strip, worker) : nullptr, dim_, next_scores);
+    if (words != nullptr && worker.packed[static_cast<std::size_t>(step.slab % chunk_slabs)] == 2)
+      add_visible_values(words, values_of(step.slab, worker), p, state, waiting, worker);
+    else
+      waiting.values[static_cast<std::size_t>(waiting.count++)] = values_of(step.slab, worker);
+  }
+
+  void raise(const float* scores, State& state, Waiting& waiting, Worker& worker) {
+    alignas(64) float scales[strip_rows];
+    if (!amx::raise(scores, plan_.log2_factor(), raise_above_, state.lanes, scales)) return;
+    add_values(state, waiting, worker);
+    if (!is_mutant(plan_.mutant(), Mutant::skip_rescale)) amx::rescale(scales, value_dim_, state.out.data());
+  }
+
+  void add_values(State& state, Waiting& waiting, Worker& worker) {
+    if (waiting.count == 0) return;
+    amx::add_values(waiting.values.data(), waiting.count, worker.p.data(), value_dim_, state.out.data(),
+                    waiting.started);
+    waiting.started = true;
+    waiting.count = 0;
+  }
+
+  // The slab whose probabilities come next in worker.p must not be multiplied with the others.
+  void add_visible_values(const std::uint32_t* words, const bfloat16* values, const bfloat16* p, State& state,
+                          Waiting& waiting, Worker& worker) {
+    const AlignedVector<bfloat16> slab_p(p, p + slab_keys * strip_rows);
+    add_values(state, waiting, worker);
+    if (!waiting.started) std::fill(state.out.begin(), state.out.end(), 0.0f);
+    waiting.started = true;
+    amx::add_visible_values(words, values, slab_p.data(), value_dim_, state.out.data());
+  }
+
+  const TiledPlan& plan_;
+  const Problem& problem_;
+  const ForwardTensors& tensors_;
+  std::int64_t dim_, value_dim_;
+  float raise_above_;
+  std::vector<std::optional<Worker>> workers_;
+};
+
+}  // namespace
+
+void amx_many(const TiledPlan& plan, const ForwardTensors& tensors) { AmxMany(plan, tensors).run(); }
+
+}  // namespace chorale::tiled

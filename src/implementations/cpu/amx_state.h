@@ -1,0 +1,44 @@
+// What the AMX schedules for many and for few rows share (amx_many.cpp, amx_few.cpp).
+#pragma once
+
+#include <algorithm>
+#include <array>
+
+#include "base/aligned.h"
+#include "implementations/cpu/amx_kernels.h"
+#include "implementations/cpu/query_rows.h"
+
+namespace chorale::tiled::amx {
+
+inline constexpr std::int64_t chunk_slabs = chunk_keys / slab_keys;
+
+// A strip's rows over some keys.
+struct State {
+  explicit State(std::int64_t out_elements) : out(static_cast<std::size_t>(out_elements)) { clear(lanes); }
+  void reset() {
+    clear(lanes);
+    std::fill(out.begin(), out.end(), 0.0f);
+  }
+  Lanes lanes;
+  bool empty = true;  // many rows: nothing was added, and out holds anything
+  AlignedVector<float> out;
+};
+
+// Probabilities of slabs that wait to be multiplied with their values, so that the accumulators are loaded
+// and stored seldom. What waits changes no bit.
+struct Waiting {
+  std::array<const bfloat16*, chunk_slabs> values;
+  std::int64_t count = 0;
+  bool started = false;  // out holds something
+};
+
+// A strip of queries, packed. `gathered`: room for its rows.
+inline void load_queries(const TiledPlan& plan, const TensorView& q, int sequence, int kv_head,
+                         std::int64_t strip, bfloat16* out, bfloat16* gathered) {
+  std::array<const bfloat16*, strip_rows> rows;
+  const std::int64_t count =
+      locate_rows(plan, q, sequence, kv_head, strip * strip_rows, strip_rows, rows.data(), gathered);
+  pack_queries(rows.data(), count, plan.problem().head_dim, out);
+}
+
+}  // namespace chorale::tiled::amx
