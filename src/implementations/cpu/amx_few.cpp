@@ -232,8 +232,9 @@ class AmxFew {
     std::array<amx::KeyTile, 4> tiles;
     find_rows(head.keys, two, two.keys.data(), h, rows.data(), worker.gathered.data());
     locate_tiles(rows.data(), two, head.keys.is_direct(), tiles, worker);
-    amx::scores_of_few(tiles.data(), (two.count + 15) / 16, worker.queries.data() + h * amx::block_elements(dim_), dim_,
-                       worker.scores.data(), prefetch);
+    amx::scores_of_few(tiles.data(), (two.count + 15) / 16,
+                       worker.queries.data() + h * amx::block_elements(dim_), dim_, worker.scores.data(),
+                       prefetch);
     find_rows(head.values, two, two.values.data(), h, rows.data(), worker.gathered.data());
     std::array<bool, 2> finite{};
     for (std::int64_t s = 0; s < two.slabs; ++s)

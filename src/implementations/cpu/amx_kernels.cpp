@@ -474,12 +474,14 @@ CHORALE_AMX void round_gradients(const float* p, const float* grad_scores, const
   for (std::int64_t k = 0; k < slab_keys; k += 2) {
     __m512 gradient[2][2];  // of two keys, by group
     for (int i = 0; i < 2; ++i, bit = _mm512_slli_epi32(bit, 1)) {
-      const float *p_row = p + (k + i) * group_rows, *row = grad_scores + (k + i) * group_rows;
-      for (int g = 0; g < 2; ++g)
-        gradient[i][g] = _mm512_maskz_mov_ps(_mm512_test_epi32_mask(words[g], bit),
-                                             _mm512_load_ps(row + g * slab_keys * group_rows));
-      _mm512_store_si512(p_left + (k + i) * 32,
-                         rounded(_mm512_load_ps(p_row), _mm512_load_ps(p_row + slab_keys * group_rows)));
+      __m512 probability[2];
+      for (int g = 0; g < 2; ++g) {
+        const __mmask16 seen = _mm512_test_epi32_mask(words[g], bit);
+        const std::int64_t at = (g * slab_keys + k + i) * group_rows;
+        probability[g] = _mm512_maskz_mov_ps(seen, _mm512_load_ps(p + at));
+        gradient[i][g] = _mm512_maskz_mov_ps(seen, _mm512_load_ps(grad_scores + at));
+      }
+      _mm512_store_si512(p_left + (k + i) * 32, rounded(probability[0], probability[1]));
       _mm512_store_si512(grad_left + (k + i) * 32, rounded(gradient[i][0], gradient[i][1]));
     }
     for (int g = 0; g < 2; ++g)

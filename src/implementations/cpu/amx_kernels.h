@@ -147,7 +147,8 @@ void merge_few(const Lanes& later, const float* later_out, float factor, std::in
 // In place: p = exp2(score * factor - lse) replaces the score, and p * (gradient - delta) the gradient of p.
 // lse[strip_rows] in powers of two; +inf for a row that sees nothing.
 void gradients(float* scores, float* grad_p, const float* lse, const float* delta, float factor);
-// Rounds them. Hidden pairs are exactly 0, whatever grad_scores holds; visible is null where all are visible.
+// Rounds them. Hidden pairs are exactly 0, whatever a row's NaN made of them; visible is null where all are
+// visible.
 void round_gradients(const float* p, const float* grad_scores, const std::uint32_t* visible, bfloat16* p_left,
                      bfloat16* grad_left, bfloat16* grad_right);
 // out += left right over `strips` strips: left[i] as above, right[i] from pack_value_pairs.

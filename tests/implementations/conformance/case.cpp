@@ -50,6 +50,7 @@ class Values {
   float query(const Sequence& s, std::int64_t position, int head, int column) const {
     if (test_.fill == Fill::zero_queries) return 0;
     if (test_.fill == Fill::dominant_key && column == 0) return 1;
+    if (test_.fill == Fill::nan_queries && position == s.keys - 1 - s.queries / 2 && column == 0) return nan;
     return large() * at(Kind::q, s, position, head, column);
   }
   float key(const Sequence& s, std::int64_t position, int head, int column) const {
@@ -66,6 +67,7 @@ class Values {
     return at(Kind::v, s, position, head, column);
   }
   float grad_out(const Sequence& s, std::int64_t position, int head, int column) const {
+    if (test_.fill == Fill::nan_queries && position == s.keys - s.queries && column == 0) return nan;
     return at(Kind::grad_out, s, position, head, column);
   }
   float sink(int head) const { return normal(test_.seed, Kind::sink, 0, 0, head, 0); }

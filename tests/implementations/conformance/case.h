@@ -27,7 +27,9 @@ enum class Fill {
   unit_values,   // V = 1, so O = 1
   dominant_key,  // one key per head outweighs all others by far
   large_scores,  // beyond the range of exp
-  nan_inside,  // NaN in one key, in one value, Inf in another: what sees them is NaN or Inf, nothing else is
+  nan_inside,   // NaN in one key, in one value, Inf in another: what sees them is NaN or Inf, nothing else is
+  nan_queries,  // NaN in one query and in one gradient of an output: so is what comes of them, nothing else
+                // is
 };
 
 // How the elements of a tensor lie in memory.

@@ -265,9 +265,11 @@ void sweep_layouts(Generator& generator, const Edges& edges, std::vector<Case>& 
 }
 
 void sweep_fills(Generator& generator, const Edges& edges, std::span<const DType> types,
-                 std::vector<Case>& cases) {
-  for (const Fill fill :
-       {Fill::zero_queries, Fill::unit_values, Fill::dominant_key, Fill::large_scores, Fill::nan_inside}) {
+                 std::vector<Case>& cases,
+                 std::initializer_list<Fill> fills = {Fill::zero_queries, Fill::unit_values,
+                                                      Fill::dominant_key, Fill::large_scores,
+                                                      Fill::nan_inside}) {
+  for (const Fill fill : fills) {
     for (const DType dtype : types) {
       for (const bool causal : {false, true}) {
         Case test = generator.draw("fill", mixed(edges));
@@ -346,6 +348,7 @@ std::vector<Case> fast_cases(const Edges& edges) {
   std::vector<Case> cases;
   for (const Feature& feature : features()) cases.push_back(generator.draw(feature, {"mixed", mixed(edges)}));
   sweep_fills(generator, edges, std::span(all_types).first(1), cases);
+  sweep_fills(generator, edges, all_types, cases, {Fill::nan_queries});
   return cases;
 }
 
@@ -367,6 +370,17 @@ std::vector<Case> full_cases(const Edges& edges, std::uint64_t seed) {
     longer.problem.dtype = dtype;
     cases.push_back(std::move(longer));
   }
+  sweep_fills(generator, edges, all_types, cases, {Fill::nan_queries});
+  // What is not finite in the midst of tiles of which each row sees some keys.
+  for (const Fill fill : {Fill::nan_inside, Fill::nan_queries})
+    for (const DType dtype : all_types) {
+      const int t = edges.tile;
+      Case holes = generator.draw("fill, holes", {{2 * t + 9, 3 * t + 5}, {5, 4 * t}, {t, t}});
+      holes.fill = fill;
+      holes.problem.dtype = dtype;
+      holes.problem.mask = parsed_mask("(q + k) % 3 != 0");
+      cases.push_back(std::move(holes));
+    }
   return cases;
 }
 
