@@ -68,7 +68,8 @@ __device__ __forceinline__ RowEnd row_end(float reference, float sum, float fact
   constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
   const float power = __fmul_rn(exponent_base(reference), factor);  // of two
   if (sink == -infinity) {
-    const bool empty = reference == -infinity;  // else its sum is about 1 or more
+    // Else its sum is about 1 or more, or NaN: scores of NaN leave no reference either.
+    const bool empty = reference == -infinity && sum == 0.f;
     return {empty ? 0.f : reciprocal_of_normal(sum),
             empty ? -infinity : __fmul_rn(power + log2_approx(sum), ln_2)};
   }

@@ -244,8 +244,8 @@ void fill_heads(const Problem& problem, const Values& values, Data& data) {
 }
 
 std::string_view name(Fill fill) {
-  constexpr std::string_view names[] = {"normal",       "zero queries", "unit values",
-                                        "dominant key", "large scores", "NaN inside"};
+  constexpr std::string_view names[] = {"normal",       "zero queries", "unit values", "dominant key",
+                                        "large scores", "NaN inside",   "NaN queries"};
   return names[static_cast<std::size_t>(fill)];
 }
 

@@ -99,6 +99,15 @@ void poison(Problem& problem) {
   }
 }
 
+// Its row is NaN, not a row that has seen nothing.
+TEST_F(EmulatedDecode, AQueryThatIsNaN) {
+  Problem problem(forward_plain, {{1, 130}, {1, 2300}, {1, 1}}, 12);
+  problem.set_query(0, 0, 3, 60, NAN);
+  problem.set_query(1, 0, 0, 0, NAN);
+  problem.set_query(2, 0, 5, 7, NAN);
+  expect_one_result(problem, forward_plain, {&decode_plain, &decode_page_16, &decode_pair_plain});
+}
+
 TEST_F(EmulatedDecode, ScoresMasksAndSinks) {
   Problem problem(forward_scored, {{1, 900}, {1, 1}, {1, 1301}, {1, 0}, {1, 257}}, 4, documents());
   expect_one_result(problem, forward_scored, {&decode_scored, &decode_pair_scored});

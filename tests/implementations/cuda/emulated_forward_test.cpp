@@ -62,6 +62,15 @@ TEST_P(EmulatedForward, RowBlocksThatGiveNaNAreDoneAgain) {
   expect_one_result(problem, *GetParam());
 }
 
+// A row that is NaN by its query is done twice in vain, and stays alone with it.
+TEST_P(EmulatedForward, AQueryThatIsNaN) {
+  Problem problem(*GetParam(), {{70, 70}, {1, 300}, {130, 260}}, 4);
+  problem.set_query(0, 30, 0, 5, NAN);
+  problem.set_query(1, 0, 1, 0, NAN);
+  problem.set_query(2, 129, 0, 63, NAN);
+  expect_one_result(problem, *GetParam());
+}
+
 TEST_P(EmulatedForward, Documents) {
   std::vector<int> documents(300);
   for (int i = 0; i < 300; ++i) documents[static_cast<std::size_t>(i)] = i / 37;

@@ -270,7 +270,7 @@ class FakeKernel {
     if (params_.lse != nullptr)
       params_
           .lse[token * static_cast<std::uint64_t>(problem.query_heads) + static_cast<std::uint64_t>(head)] =
-          static_cast<float>(maximum == -INFINITY ? -INFINITY : maximum + std::log(sum));
+          static_cast<float>(sum == 0 ? -INFINITY : maximum + std::log(sum));
   }
 
   const std::string& source_;

@@ -40,6 +40,7 @@ class Problem {
   int sequences() const { return static_cast<int>(lengths_.size()); }
   int keys(int sequence) const { return lengths_[static_cast<std::size_t>(sequence)].keys; }
   void set_value(int sequence, int key, int kv_head, int column, float x);
+  void set_query(int sequence, int query, int head, int column, float x);
 
   // Nothing, and a failure of the test, where the kernel fails. An 8-bit cache is wide for a forward.
   std::optional<Results> forward(const Kernel& kernel, const Order& order) const;
@@ -67,7 +68,8 @@ class Problem {
   std::uint16_t rounded(float x) const;
   float widened(std::uint16_t element) const;
   float value_of(const Cache& cache, int row, int kv_head, int column) const;
-  int first_row(int sequence) const;
+  int first_row(int sequence) const;    // of keys
+  int first_token(int sequence) const;  // of queries
   bool is_visible(int position, int key) const;
 
   Kernel shape_;
