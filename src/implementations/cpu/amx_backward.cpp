@@ -17,7 +17,6 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <optional>
 
 #include "base/aligned.h"
 #include "base/float.h"
@@ -48,7 +47,7 @@ class AmxBackward {
         deltas_(deltas),
         dim_(problem_.head_dim),
         value_dim_(problem_.value_dim()),
-        workers_(static_cast<std::size_t>(plan.threads())) {
+        workers_(plan.threads()) {
     first_key_.resize(static_cast<std::size_t>(plan.batch().sequences()));
     for (std::size_t b = 1; b < first_key_.size(); ++b)
       first_key_[b] = first_key_[b - 1] + plan.batch().kv_len(static_cast<int>(b) - 1);
@@ -124,11 +123,7 @@ class AmxBackward {
     std::vector<AlignedVector<float>> grad_queries;
   };
 
-  Worker& at(int index) {
-    auto& worker = workers_[static_cast<std::size_t>(index)];
-    if (!worker) worker.emplace(*this);
-    return *worker;
-  }
+  Worker& at(int index) { return workers_.at(index, *this); }
 
   std::int64_t slabs(int sequence) const { return plan_.blocks_of(plan_.keys(sequence), slab_keys); }
   double cost(const Task& task) const {
@@ -376,7 +371,7 @@ class AmxBackward {
   const std::vector<float>& deltas_;
   std::int64_t dim_, value_dim_;
   std::vector<std::int64_t> first_key_;
-  std::vector<std::optional<Worker>> workers_;
+  PerWorker<Worker> workers_;
 };
 
 }  // namespace

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <optional>
 
 #include "base/aligned.h"
 #include "base/threads.h"
@@ -29,16 +28,10 @@ namespace {
 
 using amx::chunk_slabs, amx::slab_keys, amx::State, amx::Waiting;
 
-class AmxFew {
+class AmxFew : amx::Pass {
  public:
   AmxFew(const TiledPlan& plan, const ForwardTensors& tensors)
-      : plan_(plan),
-        problem_(plan.problem()),
-        tensors_(tensors),
-        dim_(problem_.head_dim),
-        value_dim_(problem_.value_dim()),
-        raise_above_(is_mutant(plan.mutant(), Mutant::skip_rescale) ? 0 : amx::raise_above),
-        workers_(static_cast<std::size_t>(plan.threads())) {}
+      : Pass(plan, tensors), workers_(plan.threads()) {}
 
   void run() {
     const FewTasks work = few_tasks(plan_);
@@ -71,11 +64,7 @@ class AmxFew {
     AlignedVector<bfloat16> gathered;
   };
 
-  Worker& at(int index) {
-    auto& worker = workers_[static_cast<std::size_t>(index)];
-    if (!worker) worker.emplace(*this);
-    return *worker;
-  }
+  Worker& at(int index) { return workers_.at(index, *this); }
 
   simd::DotScope scope_of(int sequence) const {
     return simd::DotScope(simd::DotLevel::amx, static_cast<int>(plan_.sequence_rows(sequence)));
@@ -312,12 +301,7 @@ class AmxFew {
     });
   }
 
-  const TiledPlan& plan_;
-  const Problem& problem_;
-  const ForwardTensors& tensors_;
-  std::int64_t dim_, value_dim_;
-  float raise_above_;
-  std::vector<std::optional<Worker>> workers_;
+  PerWorker<Worker> workers_;
 };
 
 }  // namespace

@@ -13,7 +13,6 @@
 
 #include <algorithm>
 #include <array>
-#include <optional>
 
 #include "base/aligned.h"
 #include "base/threads.h"
@@ -32,16 +31,10 @@ namespace {
 
 using amx::chunk_slabs, amx::slab_keys, amx::strip_rows, amx::State, amx::Waiting;
 
-class AmxMany {
+class AmxMany : amx::Pass {
  public:
   AmxMany(const TiledPlan& plan, const ForwardTensors& tensors)
-      : plan_(plan),
-        problem_(plan.problem()),
-        tensors_(tensors),
-        dim_(problem_.head_dim),
-        value_dim_(problem_.value_dim()),
-        raise_above_(is_mutant(plan.mutant(), Mutant::skip_rescale) ? 0 : amx::raise_above),
-        workers_(static_cast<std::size_t>(plan.threads())) {}
+      : Pass(plan, tensors), workers_(plan.threads()) {}
 
   void run() {
     std::vector<Group> groups;
@@ -97,11 +90,7 @@ class AmxMany {
     AlignedVector<bfloat16> gathered;
   };
 
-  Worker& at(int index) {
-    auto& worker = workers_[static_cast<std::size_t>(index)];
-    if (!worker) worker.emplace(*this);
-    return *worker;
-  }
+  Worker& at(int index) { return workers_.at(index, *this); }
 
   struct Group {
     int sequence, kv_head;
@@ -321,12 +310,7 @@ class AmxMany {
     amx::add_visible_values(words, values, slab_p.data(), value_dim_, state.out.data());
   }
 
-  const TiledPlan& plan_;
-  const Problem& problem_;
-  const ForwardTensors& tensors_;
-  std::int64_t dim_, value_dim_;
-  float raise_above_;
-  std::vector<std::optional<Worker>> workers_;
+  PerWorker<Worker> workers_;
 };
 
 }  // namespace

@@ -12,6 +12,22 @@ namespace chorale::tiled::amx {
 
 inline constexpr std::int64_t chunk_slabs = chunk_keys / slab_keys;
 
+struct Pass {
+  Pass(const TiledPlan& plan, const ForwardTensors& tensors)
+      : plan_(plan),
+        problem_(plan.problem()),
+        tensors_(tensors),
+        dim_(problem_.head_dim),
+        value_dim_(problem_.value_dim()),
+        raise_above_(is_mutant(plan.mutant(), Mutant::skip_rescale) ? 0 : raise_above) {}
+
+  const TiledPlan& plan_;
+  const Problem& problem_;
+  const ForwardTensors& tensors_;
+  std::int64_t dim_, value_dim_;
+  float raise_above_;
+};
+
 // A strip's rows over some keys.
 struct State {
   explicit State(std::int64_t out_elements) : out(static_cast<std::size_t>(out_elements)) { clear(lanes); }

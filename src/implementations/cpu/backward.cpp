@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <optional>
 
 #include "base/aligned.h"
 #include "base/float.h"
@@ -42,7 +41,7 @@ class Backward {
         tensors_(tensors),
         deltas_(deltas),
         queries_(plan, tensors),
-        workers_(static_cast<std::size_t>(plan.threads())) {}
+        workers_(plan.threads()) {}
 
   void run() {
     parallel_for(static_cast<std::int64_t>(plan_.blocks().size()), plan_.threads(),
@@ -79,11 +78,7 @@ class Backward {
     AlignedVector<float> grad_queries;
   };
 
-  Worker& at(int index) {
-    auto& worker = workers_[static_cast<std::size_t>(index)];
-    if (!worker) worker.emplace(*this);
-    return *worker;
-  }
+  Worker& at(int index) { return workers_.at(index, *this); }
 
   std::int64_t tiles(int sequence) const {
     return (plan_.keys(sequence) + Engine::width - 1) / Engine::width;
@@ -209,7 +204,7 @@ class Backward {
   const std::vector<float>& deltas_;
   typename Engine::Queries queries_;
   std::vector<std::int64_t> first_key_ = first_keys(plan_.batch());
-  std::vector<std::optional<Worker>> workers_;
+  PerWorker<Worker> workers_;
 };
 
 }  // namespace

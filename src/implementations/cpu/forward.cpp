@@ -11,7 +11,6 @@
 #include "implementations/cpu/forward.h"
 
 #include <algorithm>
-#include <optional>
 
 #include "base/threads.h"
 #include "implementations/cpu/amx_few.h"
@@ -30,10 +29,7 @@ template <class Engine>
 class Forward {
  public:
   Forward(const TiledPlan& plan, const ForwardTensors& tensors)
-      : plan_(plan),
-        tensors_(tensors),
-        tiles_(plan, tensors),
-        workers_(static_cast<std::size_t>(plan.threads())) {
+      : plan_(plan), tensors_(tensors), tiles_(plan, tensors), workers_(plan.threads()) {
     for (const QueryBlock& block : plan.blocks())
       if (Engine::takes_few_rows || plan.sequence_rows(block.sequence) > few_rows) blocks_.push_back(block);
   }
@@ -73,11 +69,7 @@ class Forward {
     return {plan.most_rows(), plan.problem().value_dim()};
   }
 
-  Worker& at(int index) {
-    auto& worker = workers_[static_cast<std::size_t>(index)];
-    if (!worker) worker.emplace(plan_);
-    return *worker;
-  }
+  Worker& at(int index) { return workers_.at(index, plan_); }
 
   std::int64_t most_chunks() const {
     std::int64_t most = 0;
@@ -167,7 +159,7 @@ class Forward {
   const ForwardTensors& tensors_;
   PackedTiles<Engine> tiles_;
   std::vector<QueryBlock> blocks_;
-  std::vector<std::optional<Worker>> workers_;
+  PerWorker<Worker> workers_;
 };
 
 }  // namespace

@@ -16,7 +16,6 @@
 
 #include <algorithm>
 #include <array>
-#include <optional>
 
 #include "base/aligned.h"
 #include "base/threads.h"
@@ -98,7 +97,7 @@ class RowsEngine {
 class Fp32Few {
  public:
   Fp32Few(const TiledPlan& plan, const ForwardTensors& tensors)
-      : plan_(plan), tensors_(tensors), workers_(static_cast<std::size_t>(plan.threads())) {}
+      : plan_(plan), tensors_(tensors), workers_(plan.threads()) {}
 
   void run() {
     const FewTasks work = few_tasks(plan_);
@@ -132,11 +131,7 @@ class Fp32Few {
     const float* queries;
   };
 
-  Worker& at(int index) {
-    auto& worker = workers_[static_cast<std::size_t>(index)];
-    if (!worker) worker.emplace(plan_);
-    return *worker;
-  }
+  Worker& at(int index) { return workers_.at(index, plan_); }
   SoftmaxState empty_state() const { return {few_rows, plan_.problem().value_dim()}; }
   void grow(int heads, std::vector<SoftmaxState>& states) const {
     while (std::ssize(states) < heads) states.push_back(empty_state());
@@ -266,7 +261,7 @@ class Fp32Few {
 
   const TiledPlan& plan_;
   const ForwardTensors& tensors_;
-  std::vector<std::optional<Worker>> workers_;
+  PerWorker<Worker> workers_;
 };
 
 }  // namespace
