@@ -1,8 +1,9 @@
 // The emulated products have the bits of the processor's own, where it has them.
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
-#include <cstring>
+#include <cstdint>
 #include <random>
 #include <vector>
 
@@ -39,7 +40,7 @@ void expect_same(const std::vector<bfloat16>& left, const std::vector<bfloat16>&
   emulated_simd::multiply(amx, rows, columns, inner, left.data(), right.data(), emulated.data());
   for (std::size_t i = 0; i < own.size(); ++i) {
     if (std::isnan(own[i]) && std::isnan(emulated[i])) continue;
-    ASSERT_EQ(std::memcmp(&own[i], &emulated[i], sizeof own[i]), 0)
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(own[i]), std::bit_cast<std::uint32_t>(emulated[i]))
         << "element " << i << ": " << own[i] << " here, emulated " << emulated[i];
   }
 }

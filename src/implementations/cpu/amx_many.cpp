@@ -72,8 +72,8 @@ class AmxMany : amx::Pass {
   struct Worker {
     explicit Worker(const AmxMany& pass)
         : programs(pass.plan_),
-          chunk(strip_rows * amx::padded(pass.value_dim_)),
-          gathered(static_cast<std::size_t>(slab_keys * std::max(pass.dim_, pass.value_dim_))) {
+          gathered(static_cast<std::size_t>(slab_keys * std::max(pass.dim_, pass.value_dim_))),
+          chunk(strip_rows * amx::padded(pass.value_dim_)) {
       for (auto& buffer : scores) buffer.resize(static_cast<std::size_t>(amx::score_elements));
       p.resize(static_cast<std::size_t>(chunk_slabs * slab_keys * strip_rows));
     }
@@ -82,12 +82,12 @@ class AmxMany : amx::Pass {
     AlignedVector<bfloat16> p, queries, keys, values;
     amx::Prefetch prefetch;
     std::array<std::int8_t, chunk_slabs> packed;  // 0: not yet, 1: finite values, 2: not
-    State chunk;
     std::vector<State> totals;
     std::vector<Step> steps;  // of a chunk
     std::int64_t asked;       // slabs before this one were asked for or packed
     std::int64_t packed_end;  // past the slab that was packed last
     AlignedVector<bfloat16> gathered;
+    State chunk;
   };
 
   Worker& at(int index) { return workers_.at(index, *this); }
