@@ -128,7 +128,7 @@ class AmxFew : amx::Pass {
                         worker.queries.data() + h * amx::block_elements(dim_), worker.gathered.data());
       states[h].reset();
     }
-    const std::int64_t slabs = (plan_.keys(sequence) + slab_keys - 1) / slab_keys;
+    const std::int64_t slabs = plan_.blocks_of(plan_.keys(sequence), slab_keys);
     const std::int64_t first = chunk * chunk_slabs, last = std::min(slabs, first + chunk_slabs);
     const bool by_head = problem_.mask.program().uses(Program::Op::h);
     if (!by_head) worker.visibility.compute(sequence, task.first_head, 0, first, last, worker.visible);
@@ -231,7 +231,6 @@ class AmxFew : amx::Pass {
           rows.data() + s * slab_keys, std::min(slab_keys, two.count - s * slab_keys), value_dim_,
           worker.values.data() + s * amx::block_elements(value_dim_), seen[s] != Visibility::full, prefetch);
     Waiting waiting;
-    waiting.started = true;  // states start as zeros
     for (std::int64_t s = 0; s < two.slabs; ++s) {
       if (seen[s] == Visibility::empty) continue;
       float* scores = worker.scores.data() + s * slab_keys * amx::group_rows;

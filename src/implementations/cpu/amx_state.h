@@ -45,7 +45,7 @@ struct State {
 struct Waiting {
   std::array<const bfloat16*, chunk_slabs> values;
   std::int64_t count = 0;
-  bool started = false;  // out holds something
+  bool started = false;  // many rows: out holds something. Few rows start with zeros
 };
 
 // A strip of queries, packed. `gathered`: room for its rows.
