@@ -74,7 +74,7 @@ TEST(Levels, EachHasItsFingerprint) {
       {"avx2", float_chains},
       {"avx512", float_chains},
       {"avx512_bf16", "cpu-tiled/vdpbf16/T64/C1024/exp2-difference/pbf16/16-lane-tree"},
-      {"amx", "cpu-tiled/tdpbf16/T32/C1024/exp2-raised-by-8/pbf16/2-lane"}};
+      {"amx", "cpu-tiled/tdpbf16/T32/C1024/exp2-raised-above-256/pbf16/2-lane"}};
   EXPECT_EQ(fingerprint(DType::bfloat16), of_bfloat16.at(simd::running_level()));
   EXPECT_EQ(fingerprint(DType::float32), float_chains);
   EXPECT_EQ(fingerprint(DType::float16), float_chains);

@@ -1,13 +1,21 @@
-// The emulated products have the bits of the processor's own, where it has them.
+// The emulated instructions have the bits of the processor's own, where it has them.
 #include <gtest/gtest.h>
+
+// As in amx_kernels.cpp.
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <random>
 #include <vector>
 
 #include "base/float.h"
+#include "emulation/exponential-inl.h"
 #include "emulation/product.h"
 #include "simd/dot_tiles.h"
 
@@ -63,6 +71,63 @@ TEST_P(EmulatedProducts, HaveTheBitsOfTheProcessors) {
         expect_same(normal(left, size, random), normal(right, size, random), sum, GetParam());
   for (int round = 0; round < 100; ++round)
     expect_same(any_bits(left, random), any_bits(right, random), 0, GetParam());
+}
+
+// Powers from -160 to 130 and around every integer, and what is no number.
+std::vector<float> exponents() {
+  std::vector<float> x;
+  for (int i = -160; i <= 130; ++i)
+    for (const float part : {0.0f, 1e-7f, 0.1f, 0.25f, 0.4999999f, 0.5f, 0.7f, 0.9999999f})
+      x.push_back(static_cast<float>(i) + part);
+  for (const float tiny : {1e-30f, 1e-40f, 0.0f}) x.insert(x.end(), {tiny, -tiny});
+  const float infinity = std::numeric_limits<float>::infinity(), nan = std::nanf("");
+  x.insert(x.end(), {infinity, -infinity, 3e38f, -3e38f, nan, std::bit_cast<float>(0xffffffffu)});
+  while (x.size() % 16 != 0) x.push_back(0);
+  return x;
+}
+struct Powers {
+  std::vector<float> power;
+  std::vector<bfloat16> rounded;
+};
+Powers all(void (*exponential)(const float*, float*, bfloat16*)) {
+  const std::vector<float> x = exponents();
+  Powers out{std::vector<float>(x.size()), std::vector<bfloat16>(2 * x.size())};
+  for (std::size_t i = 0; i < x.size(); i += 16)
+    exponential(x.data() + i, out.power.data() + i, out.rounded.data() + 2 * i);
+  return out;
+}
+
+TEST(EmulatedExponentials, ArePowersOfTwo) {
+  const std::vector<float> x = exponents();
+  const Powers powers = all(emulated_simd::exponential);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const float power = powers.power[i];
+    const double exact = std::exp2(double{x[i]});
+    if (std::isnan(x[i]))
+      EXPECT_TRUE(std::isnan(power));
+    else if (x[i] < -126)
+      EXPECT_EQ(power, 0) << x[i];
+    else if (exact > 3.4e38)
+      EXPECT_TRUE(std::isinf(power)) << x[i];
+    else
+      EXPECT_NEAR(power / exact, 1, 3.2e-6) << x[i];
+    if (x[i] == 0) EXPECT_EQ(power, 1);
+    for (const bfloat16 rounded : {powers.rounded[2 * i], powers.rounded[2 * i + 1]})
+      if (std::isfinite(power)) EXPECT_LE(std::abs(to_float(rounded) - power), power / 256) << x[i];
+  }
+}
+
+TEST(EmulatedExponentials, HaveTheBitsOfTheProcessors) {
+  if (simd::dot_level() < simd::DotLevel::amx)
+    GTEST_SKIP() << "this processor does not have AMX, or CHORALE_SIMD forbids it";
+  const std::vector<float> x = exponents();
+  const Powers own = all(tiled::amx::exponential), emulated = all(emulated_simd::exponential);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    if (std::isnan(x[i])) continue;
+    EXPECT_EQ(std::bit_cast<std::uint32_t>(own.power[i]), std::bit_cast<std::uint32_t>(emulated.power[i]))
+        << x[i];
+    for (std::size_t j = 2 * i; j < 2 * i + 2; ++j) EXPECT_EQ(own.rounded[j].bits, emulated.rounded[j].bits);
+  }
 }
 
 }  // namespace

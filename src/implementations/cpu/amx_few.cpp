@@ -240,14 +240,17 @@ class AmxFew : amx::Pass {
           {task.sequence, task.first_head + h, 0, plan_.sequence_rows(task.sequence), two.slab + s}, scores,
           nullptr);
       if (words != nullptr) amx::hide_from_few(words, scores);
-      alignas(64) float scales[amx::group_rows];
-      if (amx::raise_few(scores, plan_.log2_factor(), raise_above_, state.lanes, scales)) {
-        add_values(waiting, state, worker);
-        if (!is_mutant(plan_.mutant(), Mutant::skip_rescale))
-          amx::rescale_few(scales, value_dim_, state.out.data());
+      if (const amx::Rows fresh = amx::unseen_of_few(state.lanes); fresh != 0)
+        raise(scores, fresh, state, waiting, worker);
+      const auto place = [&] { return worker.p.data() + waiting.count * amx::tile_elements; };
+      bfloat16* p = place();
+      if (const amx::Rows above =
+              amx::softmax_of_few(scores, plan_.log2_factor(), most_sum_, state.lanes, p, prefetch);
+          above != 0) {
+        raise(scores, above, state, waiting, worker);
+        p = place();
+        amx::softmax_of_few(scores, plan_.log2_factor(), amx::no_bound, state.lanes, p, prefetch);
       }
-      bfloat16* p = worker.p.data() + waiting.count * amx::tile_elements;
-      amx::softmax_of_few(scores, plan_.log2_factor(), state.lanes, p, prefetch);
       const bfloat16* values = worker.values.data() + s * amx::block_elements(value_dim_);
       if (words != nullptr && !finite[static_cast<std::size_t>(s)]) {
         const AlignedVector<bfloat16> slab_p(p, p + amx::tile_elements);
@@ -274,6 +277,14 @@ class AmxFew : amx::Pass {
       amx::pack_key_tile(rows + t * 16, std::min<std::int64_t>(16, two.count - t * 16), dim_, packed);
       tile = {packed, 32, amx::tile_elements};
     }
+  }
+
+  void raise(const float* scores, amx::Rows rows, State& state, Waiting& waiting, Worker& worker) {
+    alignas(64) float scales[amx::strip_rows];
+    if (!amx::raise_few(scores, plan_.log2_factor(), rows, state.lanes, scales)) return;
+    add_values(waiting, state, worker);
+    if (!is_mutant(plan_.mutant(), Mutant::skip_rescale))
+      amx::rescale_few(scales, value_dim_, state.out.data());
   }
 
   void add_values(Waiting& waiting, State& state, Worker& worker) {

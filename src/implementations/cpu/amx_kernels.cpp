@@ -28,12 +28,13 @@ CHORALE_AMX __m512i load_row(const bfloat16* const* rows, std::int64_t row, std:
 template <int Groups>
 struct SlabSoftmax {
   Exponential exponential;
+  __m512 factor;
   const float* scores;
   bfloat16* p;
   __m512 reference[Groups], sums[Groups][2];
 
-  CHORALE_AMX_INLINE SlabSoftmax(const float* s, float factor, const Lanes& lanes, bfloat16* to)
-      : exponential(factor), scores(s), p(to) {
+  CHORALE_AMX_INLINE SlabSoftmax(const float* s, float f, const Lanes& lanes, bfloat16* to)
+      : factor(_mm512_set1_ps(f)), scores(s), p(to) {
     for (int g = 0; g < Groups; ++g) {
       const __m512 r = _mm512_load_ps(lanes.reference + g * group_rows);
       // With nothing seen, any reference gives p = exp2(-inf) = 0.
@@ -50,18 +51,29 @@ struct SlabSoftmax {
     for (int i = 0; i < n; ++i)
       x[i] = _mm512_sub_ps(_mm512_load_ps(scores + i / 2 * slab_keys * group_rows + i % 2 * group_rows),
                            reference[i / 2]);
+    for (int i = 0; i < n; ++i) x[i] = _mm512_mul_ps(x[i], factor);
     exponential.apply(x);
     for (int i = 0; i < n; ++i) sums[i / 2][i % 2] = _mm512_add_ps(sums[i / 2][i % 2], x[i]);
-    for (int g = 0; g < Groups; ++g) _mm512_store_si512(p + g * tile_elements, pairs(x[2 * g], x[2 * g + 1]));
+    for (int g = 0; g < Groups; ++g)
+      _mm512_store_si512(p + g * tile_elements, pairs_of_probabilities(x[2 * g], x[2 * g + 1]));
     scores += 2 * group_rows;
     p += 32;
   }
 
-  CHORALE_AMX_INLINE void finish(Lanes& lanes) const {
+  // Adds the sums to lanes, unless one is above `most`: the rows of which that is so.
+  CHORALE_AMX_INLINE Rows finish(float most, Lanes& lanes) const {
+    __m512 sum[Groups];
+    Rows above = 0;
     for (int g = 0; g < Groups; ++g) {
-      float* sum = lanes.sum + g * group_rows;
-      _mm512_store_ps(sum, _mm512_add_ps(_mm512_load_ps(sum), _mm512_add_ps(sums[g][0], sums[g][1])));
+      sum[g] = _mm512_add_ps(sums[g][0], sums[g][1]);
+      above |= Rows{_mm512_cmp_ps_mask(sum[g], _mm512_set1_ps(most), _CMP_GT_OQ)} << g * group_rows;
     }
+    if (above != 0) return above;
+    for (int g = 0; g < Groups; ++g) {
+      float* all = lanes.sum + g * group_rows;
+      _mm512_store_ps(all, _mm512_add_ps(_mm512_load_ps(all), sum[g]));
+    }
+    return 0;
   }
 };
 
@@ -105,10 +117,11 @@ struct Softmaxes {
   }
 };
 
-// What a state under the reference `from` is multiplied by under `to`, as a difference of scores: exactly 0
-// where they are equal, -inf included.
-CHORALE_AMX __m512 difference(__m512 from, __m512 to) {
-  return _mm512_maskz_sub_ps(_mm512_cmp_ps_mask(from, to, _CMP_NEQ_UQ), from, to);
+// What a state under the reference `from` is multiplied by under `to`, as a power of two: exactly 0 where
+// they are equal, -inf included.
+CHORALE_AMX __m512 difference(__m512 from, __m512 to, float factor) {
+  return _mm512_mul_ps(_mm512_maskz_sub_ps(_mm512_cmp_ps_mask(from, to, _CMP_NEQ_UQ), from, to),
+                       _mm512_set1_ps(factor));
 }
 
 template <int Groups>
@@ -123,11 +136,24 @@ CHORALE_AMX_INLINE void hide_groups(const std::uint32_t* visible, float* scores)
 }
 
 template <int Groups>
-CHORALE_AMX_INLINE bool raise_groups(const float* scores, float factor, float above, Lanes& lanes,
+CHORALE_AMX_INLINE Rows unseen_groups(const Lanes& lanes) {
+  Rows rows = 0;
+  for (int g = 0; g < Groups; ++g)
+    rows |= Rows{_mm512_cmp_ps_mask(_mm512_load_ps(lanes.reference + g * group_rows),
+                                    _mm512_set1_ps(minus_infinity), _CMP_EQ_OQ)}
+            << g * group_rows;
+  return rows;
+}
+
+template <int Groups>
+CHORALE_AMX_INLINE bool raise_groups(const float* scores, float factor, Rows rows, Lanes& lanes,
                                      float* scales) {
   bool any = false;
-  for (std::int64_t g = 0; g < Groups; ++g, scores += slab_keys * group_rows) {
+  for (std::int64_t g = 0; g < Groups; ++g, scores += slab_keys * group_rows, rows >>= group_rows) {
     float *reference = lanes.reference + g * group_rows, *sum = lanes.sum + g * group_rows;
+    _mm512_storeu_ps(scales + g * group_rows, _mm512_set1_ps(1));
+    const auto asked = static_cast<__mmask16>(rows);
+    if (asked == 0) continue;
     const __m512 before = _mm512_load_ps(reference);
     __m512 largest[4] = {before, before, before, before};
     for (std::int64_t k = 0; k < slab_keys; k += 4)
@@ -135,14 +161,10 @@ CHORALE_AMX_INLINE bool raise_groups(const float* scores, float factor, float ab
         largest[i] = _mm512_max_ps(largest[i], _mm512_load_ps(scores + (k + i) * group_rows));
     const __m512 maximum =
         _mm512_max_ps(_mm512_max_ps(largest[0], largest[1]), _mm512_max_ps(largest[2], largest[3]));
-    const __mmask16 raised =
-        _mm512_cmp_ps_mask(_mm512_mul_ps(_mm512_sub_ps(maximum, before), _mm512_set1_ps(factor)),
-                           _mm512_set1_ps(above), _CMP_GT_OQ);
-    _mm512_storeu_ps(scales + g * group_rows, _mm512_set1_ps(1));
-    if (raised == 0) continue;
+    const __mmask16 raised = asked & _mm512_cmp_ps_mask(maximum, before, _CMP_GT_OQ);
     const __m512 after = _mm512_mask_mov_ps(before, raised, maximum);
-    __m512 scale[1] = {difference(before, after)};
-    Exponential(factor).apply(scale);
+    __m512 scale[1] = {difference(before, after, factor)};
+    Exponential().apply(scale);
     _mm512_storeu_ps(scales + g * group_rows, scale[0]);
     _mm512_store_ps(reference, after);
     _mm512_store_ps(sum, _mm512_mul_ps(_mm512_load_ps(sum), scale[0]));
@@ -158,8 +180,8 @@ CHORALE_AMX_INLINE void merge_group(const Lanes& later, std::int64_t g, float fa
   float *reference = total.reference + g * group_rows, *sum = total.sum + g * group_rows;
   const __m512 first = _mm512_load_ps(reference), second = _mm512_load_ps(later.reference + g * group_rows);
   const __m512 largest = _mm512_max_ps(first, second);
-  __m512 scales[2] = {difference(first, largest), difference(second, largest)};
-  Exponential(factor).apply(scales);
+  __m512 scales[2] = {difference(first, largest, factor), difference(second, largest, factor)};
+  Exponential().apply(scales);
   keep = scales[0];
   take = scales[1];
   _mm512_store_ps(reference, largest);
@@ -221,8 +243,9 @@ CHORALE_AMX void scores(const bfloat16* keys, const bfloat16* queries, std::int6
 }
 
 CHORALE_AMX void hide(const std::uint32_t* visible, float* scores) { hide_groups<2>(visible, scores); }
-CHORALE_AMX bool raise(const float* scores, float factor, float above, Lanes& lanes, float* scales) {
-  return raise_groups<2>(scores, factor, above, lanes, scales);
+CHORALE_AMX Rows unseen(const Lanes& lanes) { return unseen_groups<2>(lanes); }
+CHORALE_AMX bool raise(const float* scores, float factor, Rows rows, Lanes& lanes, float* scales) {
+  return raise_groups<2>(scores, factor, rows, lanes, scales);
 }
 
 CHORALE_AMX void rescale(const float* scales, std::int64_t dim, float* out) {
@@ -233,7 +256,7 @@ CHORALE_AMX void rescale(const float* scales, std::int64_t dim, float* out) {
         _mm512_store_ps(out, _mm512_mul_ps(_mm512_load_ps(out), s));
 }
 
-CHORALE_AMX void softmax(const float* scores, float factor, Lanes& lanes, bfloat16* p,
+CHORALE_AMX Rows softmax(const float* scores, float factor, float most, Lanes& lanes, bfloat16* p,
                          const bfloat16* next_keys, const bfloat16* queries, std::int64_t dim,
                          float* next_scores) {
   SlabSoftmax<2> slab(scores, factor, lanes, p);
@@ -246,7 +269,7 @@ CHORALE_AMX void softmax(const float* scores, float factor, Lanes& lanes, bfloat
     if (steps > 0) score_block(next_keys, queries, steps, next_scores, Nothing());
     for (std::int64_t k = 0; k < slab_keys; k += 2) slab.step();
   }
-  slab.finish(lanes);
+  return slab.finish(most, lanes);
 }
 
 CHORALE_AMX void add_values(const bfloat16* const* values, std::int64_t slabs, const bfloat16* p,
@@ -306,21 +329,23 @@ CHORALE_AMX void unpack(const float* out, std::int64_t dim, float* rows) {
 
 CHORALE_AMX void store_quotients(const float* out, const float* divisors, std::int64_t count,
                                  std::int64_t dim, bfloat16* const* rows) {
+  const __m512 one = _mm512_set1_ps(1);
+  const __m512 factor[2] = {_mm512_div_ps(one, _mm512_loadu_ps(divisors)),
+                            _mm512_div_ps(one, _mm512_loadu_ps(divisors + group_rows))};
   for (std::int64_t column = 0; column < dim; column += 32, out += 1024) {
     const __mmask32 columns = dim - column >= 32 ? ~0u : (1u << (dim - column)) - 1;
     for (std::int64_t g = 0; g < 2; ++g) {
-      const __m512 divisor = _mm512_loadu_ps(divisors + g * group_rows);
-      __m512i halves[2][16];
-      for (std::int64_t half = 0; half < 2; ++half) {
-        const float* tile = out + half * 512 + g * 256;
-        for (std::int64_t r = 0; r < 16; ++r)
-          halves[half][r] = (__m512i)_mm512_add_ps(_mm512_div_ps(_mm512_load_ps(tile + r * 16), divisor),
-                                                   _mm512_setzero_ps());
-        simd::transpose_16x16(halves[half]);
+      __m512i block[16];  // two columns of 16 rows; then 32 columns of a row
+      for (std::int64_t r = 0; r < 16; ++r) {
+        const float* two = out + r / 8 * 512 + g * 256 + r % 8 * 32;
+        __m512 x[2];
+        for (int i = 0; i < 2; ++i)
+          x[i] = _mm512_add_ps(_mm512_mul_ps(_mm512_load_ps(two + i * 16), factor[g]), _mm512_setzero_ps());
+        block[r] = pairs_exactly(x[0], x[1]);
       }
+      simd::transpose_16x16(block);
       for (std::int64_t r = 0; r < 16 && g * group_rows + r < count; ++r)
-        _mm512_mask_storeu_epi16(rows[g * group_rows + r] + column, columns,
-                                 rounded_exactly(halves[0][r], halves[1][r]));
+        _mm512_mask_storeu_epi16(rows[g * group_rows + r] + column, columns, block[r]);
     }
   }
 }
@@ -394,8 +419,9 @@ CHORALE_AMX void scores_of_few(const KeyTile* tiles, std::int64_t count, const b
 CHORALE_AMX void hide_from_few(const std::uint32_t* visible, float* scores) {
   hide_groups<1>(visible, scores);
 }
-CHORALE_AMX bool raise_few(const float* scores, float factor, float above, Lanes& lanes, float* scales) {
-  return raise_groups<1>(scores, factor, above, lanes, scales);
+CHORALE_AMX Rows unseen_of_few(const Lanes& lanes) { return unseen_groups<1>(lanes); }
+CHORALE_AMX bool raise_few(const float* scores, float factor, Rows rows, Lanes& lanes, float* scales) {
+  return raise_groups<1>(scores, factor, rows, lanes, scales);
 }
 
 CHORALE_AMX void rescale_few(const float* scales, std::int64_t dim, float* out) {
@@ -404,18 +430,20 @@ CHORALE_AMX void rescale_few(const float* scales, std::int64_t dim, float* out) 
       _mm512_store_ps(out, _mm512_mul_ps(_mm512_load_ps(out), _mm512_set1_ps(scales[r])));
 }
 
-CHORALE_AMX void softmax_of_few(const float* scores, float factor, Lanes& lanes, bfloat16* p,
+CHORALE_AMX Rows softmax_of_few(const float* scores, float factor, float most, Lanes& lanes, bfloat16* p,
                                 Prefetch& prefetch) {
   SlabSoftmax<1> slab(scores, factor, lanes, p);
   for (std::int64_t k = 0; k < slab_keys; k += 2) {
     prefetch.step();
     slab.step();
   }
-  slab.finish(lanes);
+  const Rows above = slab.finish(most, lanes);
+  if (above != 0) return above;
   __m512i block[16];
   for (std::int64_t r = 0; r < 16; ++r) block[r] = _mm512_load_si512(p + r * 32);
   simd::transpose_16x16(block);
   for (std::int64_t r = 0; r < 16; ++r) _mm512_store_si512(p + r * 32, block[r]);
+  return 0;
 }
 
 CHORALE_AMX void add_values_to_few(const bfloat16* const* values, std::int64_t slabs, const bfloat16* p,
@@ -447,15 +475,16 @@ CHORALE_AMX void merge_few(const Lanes& later, const float* later_out, float fac
 }
 
 CHORALE_AMX void gradients(float* scores, float* grad_p, const float* lse, const float* delta, float factor) {
-  const Exponential exponential(factor);
+  const Exponential exponential;
+  const __m512 scale = _mm512_set1_ps(factor);
   for (std::int64_t g = 0; g < 2; ++g) {
     const __m512 offset = _mm512_loadu_ps(lse + g * group_rows),
                  shift = _mm512_loadu_ps(delta + g * group_rows);
     for (std::int64_t k = 0; k < slab_keys; k += 4, scores += 4 * group_rows, grad_p += 4 * group_rows) {
       __m512 x[4];
       for (int i = 0; i < 4; ++i)
-        x[i] = _mm512_fmsub_ps(_mm512_load_ps(scores + i * group_rows), exponential.factor, offset);
-      exponential.apply_power(x);
+        x[i] = _mm512_fmsub_ps(_mm512_load_ps(scores + i * group_rows), scale, offset);
+      exponential.apply(x);
       for (int i = 0; i < 4; ++i) {
         _mm512_store_ps(scores + i * group_rows, x[i]);
         const __m512 gradient = _mm512_load_ps(grad_p + i * group_rows);

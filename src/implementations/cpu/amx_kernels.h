@@ -20,6 +20,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "chorale/tensor.h"
@@ -41,26 +42,33 @@ void pack_keys(const bfloat16* const* rows, std::int64_t count, std::int64_t dim
 // Whether all values are finite.
 bool pack_values(const bfloat16* const* rows, std::int64_t count, std::int64_t dim, bfloat16* out);
 
-// The state of a strip's rows over some keys. p = exp2((score - reference) * factor). A row's reference is
-// the largest score that it had seen when it was last raised.
+// The state of a strip's rows over some keys. p = 2^((score - reference) factor). A row's reference is the
+// largest score that it had seen when it was last raised: of the first slab of which it sees something, and
+// of those whose probabilities would else sum to more than most_sum.
 struct alignas(64) Lanes {
   float reference[strip_rows], sum[strip_rows];
 };
 void clear(Lanes& lanes);
+inline constexpr float most_sum = 256, no_bound = std::numeric_limits<float>::infinity();
+
+// Rows of a strip, a bit each.
+using Rows = std::uint32_t;
+// Those without a reference.
+Rows unseen(const Lanes& lanes);
 
 // scores = keys queries^T for one slab.
 void scores(const bfloat16* keys, const bfloat16* queries, std::int64_t dim, float* out);
 // Sets scores to -inf where bit k of visible[row] is 0.
 void hide(const std::uint32_t* visible, float* scores);
-// Raises references that a score exceeds by more than `above` powers of two, and rescales the sums. True if
-// out must be multiplied by scales[strip_rows].
-inline constexpr float raise_above = 8;
-bool raise(const float* scores, float factor, float above, Lanes& lanes, float* scales);
+// Raises the references of `rows` to these scores, and rescales their sums. True if out must be multiplied by
+// scales[strip_rows].
+bool raise(const float* scores, float factor, Rows rows, Lanes& lanes, float* scales);
 void rescale(const float* scales, std::int64_t dim, float* out);
 // p of one slab into p, their sums into lanes; meanwhile the scores of the next slab, if next_keys is not
-// null.
-void softmax(const float* scores, float factor, Lanes& lanes, bfloat16* p, const bfloat16* next_keys,
-             const bfloat16* queries, std::int64_t dim, float* next_scores);
+// null. Returns rows whose sum is above `most`: lanes are as they were then, and p is to be made again once
+// their references are raised.
+Rows softmax(const float* scores, float factor, float most, Lanes& lanes, bfloat16* p,
+             const bfloat16* next_keys, const bfloat16* queries, std::int64_t dim, float* next_scores);
 // out (+)= values^T p over `slabs` slabs: values[i] with the i-th of p.
 void add_values(const bfloat16* const* values, std::int64_t slabs, const bfloat16* p, std::int64_t dim,
                 float* out, bool accumulate);
@@ -69,7 +77,8 @@ void merge(const Lanes& later, const float* later_out, float factor, std::int64_
            float* total_out);
 // rows[strip_rows][padded(dim)] from out.
 void unpack(const float* out, std::int64_t dim, float* rows);
-// rows[i][dim] = out / divisors[strip_rows], rounded once, for `count` rows; with one zero, +0.
+// rows[i][dim] = out (1 / divisors[strip_rows]), rounded to bfloat16 once, for `count` rows; with one zero,
+// +0.
 void store_quotients(const float* out, const float* divisors, std::int64_t count, std::int64_t dim,
                      bfloat16* const* rows);
 
@@ -112,7 +121,6 @@ class Prefetch {
       __builtin_prefetch(at_, 0, 2);
     }
   }
-  bool is_done() const { return at_ >= end_ && range_ == ranges_.size(); }
 
  private:
   static constexpr std::int64_t line = 64;
@@ -132,9 +140,11 @@ bool pack_value_pairs(const bfloat16* const* rows, std::int64_t count, std::int6
 void scores_of_few(const KeyTile* tiles, std::int64_t count, const bfloat16* queries, std::int64_t dim,
                    float* out, Prefetch& prefetch);
 void hide_from_few(const std::uint32_t* visible, float* scores);
-bool raise_few(const float* scores, float factor, float above, Lanes& lanes, float* scales);
+Rows unseen_of_few(const Lanes& lanes);
+bool raise_few(const float* scores, float factor, Rows rows, Lanes& lanes, float* scales);
 void rescale_few(const float* scales, std::int64_t dim, float* out);
-void softmax_of_few(const float* scores, float factor, Lanes& lanes, bfloat16* p, Prefetch& prefetch);
+Rows softmax_of_few(const float* scores, float factor, float most, Lanes& lanes, bfloat16* p,
+                    Prefetch& prefetch);
 void add_values_to_few(const bfloat16* const* values, std::int64_t slabs, const bfloat16* p, std::int64_t dim,
                        float* out, Prefetch& prefetch);
 void merge_few(const Lanes& later, const float* later_out, float factor, std::int64_t dim, Lanes& total,

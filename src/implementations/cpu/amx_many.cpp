@@ -4,9 +4,8 @@
 //       for each chunk of 1024 keys
 //         for each strip of 32 rows
 //           for each slab of 32 keys that the strip sees
-//             pack the slab, once a group
-//             exponentials of this slab, while the tile unit computes the scores of the next, and the memory
-//             is asked for slabs that will be packed
+//             pack the next slab and the next strip's queries, once a group
+//             exponentials of this slab, while the tile unit computes the scores of the next
 //           probabilities times values, once for all slabs of the chunk
 //           merge the chunk into the strip's total; finish the strip after its last chunk
 #include "implementations/cpu/amx_many.h"
@@ -39,7 +38,7 @@ class AmxMany : amx::Pass {
   void run() {
     std::vector<Group> groups;
     // Keys are packed once a group, so groups are large; but there should be some for every thread.
-    for (std::int64_t most = 32; most >= 4; most /= 2) {
+    for (std::int64_t most = 128; most >= 4; most /= 2) {
       groups.clear();
       for (int sequence = 0; sequence < plan_.batch().sequences(); ++sequence) {
         if (plan_.sequence_rows(sequence) <= few_rows) continue;
@@ -80,12 +79,10 @@ class AmxMany : amx::Pass {
     amx::Programs programs;
     AlignedVector<float> scores[2];
     AlignedVector<bfloat16> p, queries, keys, values;
-    amx::Prefetch prefetch;
     std::array<std::int8_t, chunk_slabs> packed;  // 0: not yet, 1: finite values, 2: not
     std::vector<State> totals;
-    std::vector<Step> steps;  // of a chunk
-    std::int64_t asked;       // slabs before this one were asked for or packed
-    std::int64_t packed_end;  // past the slab that was packed last
+    std::vector<bool> has_queries;  // of each strip
+    std::vector<Step> steps;        // of a chunk
     AlignedVector<bfloat16> gathered;
     State chunk;
   };
@@ -102,15 +99,11 @@ class AmxMany : amx::Pass {
     worker.queries.resize(static_cast<std::size_t>(group.strips * amx::block_elements(dim_)));
     worker.keys.resize(static_cast<std::size_t>(chunk_slabs * amx::block_elements(dim_)));
     worker.values.resize(static_cast<std::size_t>(chunk_slabs * amx::block_elements(value_dim_)));
-    worker.prefetch.clear();
-    worker.asked = worker.packed_end = 0;
+    worker.has_queries.assign(static_cast<std::size_t>(group.strips), false);
     for (auto strip = static_cast<std::int64_t>(worker.totals.size()); strip < group.strips; ++strip)
       worker.totals.emplace_back(strip_rows * amx::padded(value_dim_));
     for (std::int64_t i = 0; i < group.strips; ++i) {
       worker.totals[static_cast<std::size_t>(i)].empty = true;
-      if (i + 1 < group.strips) ask_for_queries(group, i + 1);
-      amx::load_queries(plan_, tensors_.q, group.sequence, group.kv_head, group.first + i,
-                        worker.queries.data() + i * amx::block_elements(dim_), worker.gathered.data());
       if (visible(group, i).end == 0) finish_strip(group, i, worker);
     }
     std::int64_t first = plan_.keys(group.sequence), end = 0;  // slabs that some strip sees
@@ -119,24 +112,11 @@ class AmxMany : amx::Pass {
       end = std::max(end, visible(group, i).end);
     }
     for (std::int64_t chunk = first / chunk_slabs; chunk * chunk_slabs < end; ++chunk)
-      attend_chunk(group, chunk * chunk_slabs, std::min(end, (chunk + 1) * chunk_slabs), end, worker);
+      attend_chunk(group, chunk * chunk_slabs, std::min(end, (chunk + 1) * chunk_slabs), worker);
   }
 
   const Visibility::Strip& visible(const Group& group, std::int64_t index) const {
     return plan_.visibility().strip(group.sequence, group.kv_head, group.first + index);
-  }
-
-  // Asks the memory for a strip's query rows.
-  void ask_for_queries(const Group& group, std::int64_t index) const {
-    const TensorView& q = tensors_.q;
-    const std::int64_t first = (group.first + index) * strip_rows,
-                       count = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first);
-    for (std::int64_t r = 0; r < count; ++r) {
-      const bfloat16* row = static_cast<const bfloat16*>(q.data) +
-                            plan_.query_of_row(group.sequence, first + r) * q.stride[0] +
-                            plan_.head_of_row(group.kv_head, first + r) * q.stride[1];
-      for (std::int64_t c = 0; c < dim_; c += 32) __builtin_prefetch(row + c, 0, 2);
-    }
   }
 
   void finish_strip(const Group& group, std::int64_t index, Worker& worker) {
@@ -167,50 +147,26 @@ class AmxMany : amx::Pass {
     }
   }
 
-  static bool is_packed(std::int64_t slab, const Worker& worker) {
-    return worker.packed[static_cast<std::size_t>(slab % chunk_slabs)] != 0;
-  }
-
-  // A slab of the chunk, packed at first use. `another`: so will be the one after it, soon.
-  void pack(const Group& group, std::int64_t slab, bool another, Worker& worker) {
-    if (is_packed(slab, worker)) return;
-    auto& packed = worker.packed[static_cast<std::size_t>(slab % chunk_slabs)];
+  // The queries and the slab of a step, packed at first use.
+  void pack(const Group& group, const Step& step, Worker& worker) {
+    const auto strip = static_cast<std::size_t>(step.strip);
+    if (!worker.has_queries[strip])
+      amx::load_queries(plan_, tensors_.q, group.sequence, group.kv_head, group.first + step.strip,
+                        worker.queries.data() + step.strip * amx::block_elements(dim_),
+                        worker.gathered.data());
+    worker.has_queries[strip] = true;
+    auto& packed = worker.packed[static_cast<std::size_t>(step.slab % chunk_slabs)];
+    if (packed != 0) return;
+    const std::int64_t first = step.slab * slab_keys,
+                       count = std::min(slab_keys, plan_.keys(group.sequence) - first);
+    std::array<const bfloat16*, slab_keys> rows;
     const KeyRows keys(plan_, tensors_.k, tensors_.k_scale, group.sequence, group.kv_head, false);
     const KeyRows values(plan_, tensors_.v, tensors_.v_scale, group.sequence, group.kv_head, true);
-    const std::int64_t first = slab * slab_keys,
-                       count = std::min(slab_keys, plan_.keys(group.sequence) - first);
-    const auto locate = another ? &KeyRows::locate : &KeyRows::rows;
-    worker.asked = std::max(worker.asked, slab + (another ? 2 : 1));
-    worker.packed_end = slab + 1;
-    std::array<const bfloat16*, slab_keys> rows;
-    (keys.*locate)(first, count, rows.data(), worker.gathered.data());
-    amx::pack_keys(rows.data(), count, dim_, keys_of(slab, worker));
-    (values.*locate)(first, count, rows.data(), worker.gathered.data());
-    packed = amx::pack_values(rows.data(), count, value_dim_, values_of(slab, worker)) ? 1 : 2;
+    keys.rows(first, count, rows.data(), worker.gathered.data());
+    amx::pack_keys(rows.data(), count, dim_, keys_of(step.slab, worker));
+    values.rows(first, count, rows.data(), worker.gathered.data());
+    packed = amx::pack_values(rows.data(), count, value_dim_, values_of(step.slab, worker)) ? 1 : 2;
   }
-
-  // Asks the memory for some lines of the slabs that will be packed next. Not far ahead: rows at multiples of
-  // a power of two fall into few of a cache's sets.
-  void ask_ahead(const Group& group, std::int64_t end, Worker& worker) {
-    constexpr std::int64_t lines = 16, most_ahead = 2;
-    const std::int64_t last = std::min(end, worker.packed_end + most_ahead);
-    if (worker.prefetch.is_done() && worker.asked < last) {
-      worker.prefetch.clear();
-      add_rows(KeyRows(plan_, tensors_.k, tensors_.k_scale, group.sequence, group.kv_head, false),
-               worker.asked, worker.prefetch);
-      add_rows(KeyRows(plan_, tensors_.v, tensors_.v_scale, group.sequence, group.kv_head, true),
-               worker.asked, worker.prefetch);
-      ++worker.asked;
-    }
-    worker.prefetch.ask(lines);
-  }
-  void add_rows(const KeyRows& of, std::int64_t slab, amx::Prefetch& prefetch) const {
-    std::array<const std::byte*, slab_keys> rows;
-    const std::int64_t count = std::min(slab_keys, of.keys() - slab * slab_keys);
-    of.addresses(slab * slab_keys, count, rows.data());
-    for (std::int64_t i = 0; i < count; ++i) prefetch.add(rows[static_cast<std::size_t>(i)], of.row_bytes());
-  }
-
   const bfloat16* queries_of(std::int64_t strip, const Worker& worker) const {
     return worker.queries.data() + strip * amx::block_elements(dim_);
   }
@@ -223,8 +179,7 @@ class AmxMany : amx::Pass {
 
   // All strips against slabs [first, last) of one chunk. While the exponentials of a strip and slab are
   // computed, the tile unit computes the scores of the next, be it of the same strip or not.
-  void attend_chunk(const Group& group, std::int64_t first, std::int64_t last, std::int64_t end,
-                    Worker& worker) {
+  void attend_chunk(const Group& group, std::int64_t first, std::int64_t last, Worker& worker) {
     worker.packed.fill(0);
     worker.steps.clear();
     for (std::int64_t i = 0; i < group.strips; ++i) {
@@ -240,7 +195,7 @@ class AmxMany : amx::Pass {
       State& total = worker.totals[static_cast<std::size_t>(step.strip)];
       State& state = total.empty ? total : worker.chunk;  // the first chunk is its own total
       if (n == 0) {
-        pack(group, step.slab, true, worker);
+        pack(group, step, worker);
         amx::scores(keys_of(step.slab, worker), queries_of(step.strip, worker), dim_,
                     worker.scores[0].data());
       }
@@ -248,10 +203,7 @@ class AmxMany : amx::Pass {
         amx::clear(state.lanes);
         waiting = {};
       }
-      if (next != nullptr)
-        pack(group, next->slab, n + 2 < worker.steps.size() && !is_packed(worker.steps[n + 2].slab, worker),
-             worker);
-      ask_ahead(group, end, worker);
+      if (next != nullptr) pack(group, *next, worker);
       attend_slab(group, step, next, worker.scores[n % 2].data(), worker.scores[(n + 1) % 2].data(), state,
                   waiting, worker);
       if (next != nullptr && next->strip == step.strip) continue;
@@ -274,20 +226,29 @@ class AmxMany : amx::Pass {
     const std::int64_t rows = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first_row);
     worker.programs.apply({group.sequence, group.kv_head, first_row, rows, step.slab}, scores, nullptr);
     if (words != nullptr) amx::hide(words, scores);
-    raise(scores, state, waiting, worker);
-    bfloat16* p = worker.p.data() + waiting.count * slab_keys * strip_rows;
-    amx::softmax(scores, plan_.log2_factor(), state.lanes, p,
-                 next != nullptr ? keys_of(next->slab, worker) : nullptr,
-                 next != nullptr ? queries_of(next->strip, worker) : nullptr, dim_, next_scores);
+    if (const amx::Rows fresh = amx::unseen(state.lanes); fresh != 0)
+      raise(scores, fresh, state, waiting, worker);
+    const auto place = [&] { return worker.p.data() + waiting.count * slab_keys * strip_rows; };
+    bfloat16* p = place();
+    const amx::Rows above =
+        amx::softmax(scores, plan_.log2_factor(), most_sum_, state.lanes, p,
+                     next != nullptr ? keys_of(next->slab, worker) : nullptr,
+                     next != nullptr ? queries_of(next->strip, worker) : nullptr, dim_, next_scores);
+    if (above != 0) {
+      raise(scores, above, state, waiting, worker);
+      p = place();
+      amx::softmax(scores, plan_.log2_factor(), amx::no_bound, state.lanes, p, nullptr, nullptr, dim_,
+                   nullptr);
+    }
     if (words != nullptr && worker.packed[static_cast<std::size_t>(step.slab % chunk_slabs)] == 2)
       add_visible_values(words, values_of(step.slab, worker), p, state, waiting, worker);
     else
       waiting.values[static_cast<std::size_t>(waiting.count++)] = values_of(step.slab, worker);
   }
 
-  void raise(const float* scores, State& state, Waiting& waiting, Worker& worker) {
+  void raise(const float* scores, amx::Rows rows, State& state, Waiting& waiting, Worker& worker) {
     alignas(64) float scales[strip_rows];
-    if (!amx::raise(scores, plan_.log2_factor(), raise_above_, state.lanes, scales)) return;
+    if (!amx::raise(scores, plan_.log2_factor(), rows, state.lanes, scales)) return;
     add_values(state, waiting, worker);
     if (!is_mutant(plan_.mutant(), Mutant::skip_rescale)) amx::rescale(scales, value_dim_, state.out.data());
   }

@@ -19,13 +19,13 @@ struct Pass {
         tensors_(tensors),
         dim_(problem_.head_dim),
         value_dim_(problem_.value_dim()),
-        raise_above_(is_mutant(plan.mutant(), Mutant::skip_rescale) ? 0 : raise_above) {}
+        most_sum_(is_mutant(plan.mutant(), Mutant::skip_rescale) ? 0 : most_sum) {}
 
   const TiledPlan& plan_;
   const Problem& problem_;
   const ForwardTensors& tensors_;
   std::int64_t dim_, value_dim_;
-  float raise_above_;
+  float most_sum_;
 };
 
 // A strip's rows over some keys.

@@ -60,7 +60,7 @@ class CpuAttention final : public Implementation {
                            {"arithmetic", std::string(name_of(arithmetic))},
                            {"T", fmt::format("{}", amx ? amx_tile_keys : tile_keys)},
                            {"C", fmt::format("{}", chunk_keys)},
-                           {"exp", amx ? "exp2-raised-by-8" : "exp2-difference"},
+                           {"exp", amx ? "exp2-raised-above-256" : "exp2-difference"},
                            {"p", arithmetic == Arithmetic::fp32_fma ? "fp32" : "bf16"},
                            {"sums", amx ? "2-lane" : "16-lane-tree"}}},
                          problem);

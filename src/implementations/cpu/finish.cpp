@@ -44,7 +44,10 @@ Normaliser finish_out(const TiledPlan& plan, const ForwardTensors& tensors, cons
   const std::int64_t dim = plan.problem().value_dim();
   const Normaliser row = normaliser(plan, tensors, head, state.maximum, state.sum);
   if (row.scale != 1) simd::scale(state.out, row.scale, dim);
-  simd::divide(state.out, row.divisor, dim);
+  if (plan.arithmetic() == Arithmetic::tdpbf16)
+    simd::scale(state.out, 1 / row.divisor, dim);  // amx::store_quotients
+  else
+    simd::divide(state.out, row.divisor, dim);
   // A zero's sign may tell which hidden keys were multiplied by zero: there is one zero.
   for (std::int64_t c = 0; c < dim; ++c) state.out[c] += 0.0f;
   const TensorView& out = tensors.out;

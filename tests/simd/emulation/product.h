@@ -1,4 +1,4 @@
-// The emulated products beside the processor's own in one program.
+// The emulated products and exponentials beside the processor's own in one program.
 #pragma once
 
 #include <cstdint>
@@ -11,5 +11,8 @@ namespace chorale::emulated_simd {
 // AVX-512 BF16.
 void multiply(bool amx, std::int64_t rows, std::int64_t columns, std::int64_t inner, const bfloat16* left,
               const bfloat16* right, float* out);
+
+// exponential-inl.h.
+void exponential(const float* x, float* power, bfloat16* rounded);
 
 }  // namespace chorale::emulated_simd

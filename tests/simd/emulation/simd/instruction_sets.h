@@ -140,7 +140,23 @@ inline __m512 _mm512_maskz_mov_ps(__mmask16 mask, __m512 x) { return _mm512_mask
 inline __m512 _mm512_maskz_sub_ps(__mmask16 mask, __m512 x, __m512 y) {
   return _mm512_maskz_mov_ps(mask, x - y);
 }
-enum { _CMP_EQ_OQ, _CMP_NEQ_UQ, _CMP_GT_OQ, _CMP_UNORD_Q };
+// x less the integer below it.
+constexpr int _MM_FROUND_TO_NEG_INF = 1;
+inline __m512 _mm512_reduce_ps(__m512 x, int rounding) {
+  emulated::require(rounding == _MM_FROUND_TO_NEG_INF);
+  return emulated::elements<__m512>([&](unsigned i) {
+    return std::isinf(x[i]) ? 0.0f : static_cast<float>(double{x[i]} - std::floor(x[i]));
+  });
+}
+// x 2^floor(y).
+inline __m512 _mm512_maskz_scalef_ps(__mmask16 mask, __m512 x, __m512 y) {
+  return emulated::elements<__m512>([&](unsigned i) {
+    if ((mask >> i & 1) == 0) return 0.0f;
+    if (std::isnan(y[i])) return y[i];
+    return std::ldexp(x[i], static_cast<int>(std::clamp(std::floor(y[i]), -1000.0f, 1000.0f)));
+  });
+}
+enum { _CMP_EQ_OQ, _CMP_NEQ_UQ, _CMP_GT_OQ, _CMP_NLT_UQ, _CMP_UNORD_Q };
 inline __mmask16 _mm512_cmp_ps_mask(__m512 x, __m512 y, int comparison) {
   return emulated::mask<__mmask16>([&](unsigned i) {
     switch (comparison) {
@@ -150,6 +166,8 @@ inline __mmask16 _mm512_cmp_ps_mask(__m512 x, __m512 y, int comparison) {
         return x[i] != y[i];
       case _CMP_GT_OQ:
         return x[i] > y[i];
+      case _CMP_NLT_UQ:
+        return !(x[i] < y[i]);
       default:
         return x[i] != x[i] || y[i] != y[i];
     }
@@ -182,6 +200,13 @@ inline __m512i _mm512_mask_or_epi32(__m512i otherwise, __mmask16 mask, __m512i x
   const auto both = (emulated::Words)(x | y), other = (emulated::Words)otherwise;
   return (__m512i)emulated::elements<emulated::Words>(
       [&](unsigned i) { return mask >> i & 1 ? both[i] : other[i]; });
+}
+// Of each bit: bit (x y z) of `table`.
+inline __m512i _mm512_ternarylogic_epi32(__m512i x, __m512i y, __m512i z, int table) {
+  __m512i out{};
+  for (int i = 0; i < 8; ++i)
+    if (table >> i & 1) out |= ((i & 4) != 0 ? x : ~x) & ((i & 2) != 0 ? y : ~y) & ((i & 1) != 0 ? z : ~z);
+  return out;
 }
 inline __mmask16 _mm512_test_epi32_mask(__m512i x, __m512i y) {
   const auto both = (emulated::Words)(x & y);
