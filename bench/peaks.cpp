@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <vector>
@@ -21,15 +22,25 @@ namespace {
 thread_local volatile float sink;
 
 __attribute__((target("amx-tile,amx-bf16"))) double amx_loop(std::int64_t steps) {
-  alignas(64) static const std::uint8_t zeros[1024] = {};
+  // Ordinary numbers, 1 to 2 of both signs: of zeros a processor multiplies more in a second, since it draws less
+  // power (measured: a tenth).
+  alignas(64) static std::array<std::uint16_t, 4 * 512> tiles = [] {
+    std::array<std::uint16_t, 4 * 512> bits;
+    std::uint32_t random = 1;
+    for (std::uint16_t& x : bits) {
+      random = random * 1664525 + 1013904223;
+      x = static_cast<std::uint16_t>(0x3f80 | (random >> 16 & 0x807f));
+    }
+    return bits;
+  }();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  _tile_loadd(4, zeros, 64);
-  _tile_loadd(5, zeros, 64);
-  _tile_loadd(6, zeros, 64);
-  _tile_loadd(7, zeros, 64);
+  _tile_loadd(4, tiles.data(), 64);
+  _tile_loadd(5, tiles.data() + 512, 64);
+  _tile_loadd(6, tiles.data() + 1024, 64);
+  _tile_loadd(7, tiles.data() + 1536, 64);
   for (std::int64_t i = 0; i < steps; ++i) {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);

@@ -388,32 +388,18 @@ CHORALE_AMX bool pack_value_pairs(const bfloat16* const* rows, std::int64_t coun
 
 CHORALE_AMX void scores_of_few(const KeyTile* tiles, std::int64_t count, const bfloat16* queries,
                                std::int64_t dim, float* out, Prefetch& prefetch) {
-  // Where there are fewer than four tiles the last is computed again, and not stored.
-  const KeyTile t0 = tiles[0], t1 = tiles[count > 1 ? 1 : 0], t2 = tiles[count > 2 ? 2 : 0],
-                t3 = tiles[count > 3 ? 3 : 0];
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (std::int64_t s = 0; s < padded(dim) / 32; ++s) {
-    _tile_loadd(4, queries + s * 2 * tile_elements, 64);
-    _tile_loadd(5, t0.rows + s * t0.step, t0.stride * 2);
-    _tile_dpbf16ps(0, 5, 4);
-    prefetch.step();
-    _tile_loadd(5, t1.rows + s * t1.step, t1.stride * 2);
-    _tile_dpbf16ps(1, 5, 4);
-    prefetch.step();
-    _tile_loadd(5, t2.rows + s * t2.step, t2.stride * 2);
-    _tile_dpbf16ps(2, 5, 4);
-    prefetch.step();
-    _tile_loadd(5, t3.rows + s * t3.step, t3.stride * 2);
-    _tile_dpbf16ps(3, 5, 4);
-    prefetch.step();
+  // A tile after the other, so that the lines of a row are read in turn. Tile registers are renamed: the next
+  // one's products do not wait for these.
+  for (const KeyTile* tile = tiles; tile < tiles + count; ++tile, out += 256) {
+    _tile_zero(0);
+    for (std::int64_t s = 0; s < padded(dim) / 32; ++s) {
+      _tile_loadd(4, queries + s * 2 * tile_elements, 64);
+      _tile_loadd(5, tile->rows + s * tile->step, tile->stride * 2);
+      _tile_dpbf16ps(0, 5, 4);
+      prefetch.step();
+    }
+    _tile_stored(0, out, 64);
   }
-  _tile_stored(0, out, 64);
-  if (count > 1) _tile_stored(1, out + 256, 64);
-  if (count > 2) _tile_stored(2, out + 512, 64);
-  if (count > 3) _tile_stored(3, out + 768, 64);
 }
 
 CHORALE_AMX void hide_from_few(const std::uint32_t* visible, float* scores) {
