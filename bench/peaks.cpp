@@ -22,8 +22,8 @@ namespace {
 thread_local volatile float sink;
 
 __attribute__((target("amx-tile,amx-bf16"))) double amx_loop(std::int64_t steps) {
-  // Ordinary numbers, 1 to 2 of both signs: of zeros a processor multiplies more in a second, since it draws less
-  // power (measured: a tenth).
+  // Ordinary numbers, 1 to 2 of both signs: of zeros a processor multiplies more in a second, since it draws
+  // less power (measured: a tenth).
   alignas(64) static std::array<std::uint16_t, 4 * 512> tiles = [] {
     std::array<std::uint16_t, 4 * 512> bits;
     std::uint32_t random = 1;

@@ -210,6 +210,9 @@ CHORALE_AMX void pack_keys(const bfloat16* const* rows, std::int64_t count, std:
 
 CHORALE_AMX bool pack_values(const bfloat16* const* rows, std::int64_t count, std::int64_t dim,
                              bfloat16* out) {
+  // A row's lines are neighbours in memory, and those below take one line of every row in turn.
+  for (std::int64_t r = 0; r < count; ++r)
+    for (std::int64_t column = 0; column < dim; column += 32) __builtin_prefetch(rows[r] + column);
   const __m512i magnitude = _mm512_set1_epi16(0x7fff), infinity = _mm512_set1_epi16(0x7f80);
   __mmask32 broken = 0;
   for (std::int64_t column = 0; column < dim; column += 32, out += 2 * tile_elements) {

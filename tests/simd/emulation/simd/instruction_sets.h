@@ -140,12 +140,15 @@ inline __m512 _mm512_maskz_mov_ps(__mmask16 mask, __m512 x) { return _mm512_mask
 inline __m512 _mm512_maskz_sub_ps(__mmask16 mask, __m512 x, __m512 y) {
   return _mm512_maskz_mov_ps(mask, x - y);
 }
-// x less the integer below it.
+// x less the integer below it, rounded down.
 constexpr int _MM_FROUND_TO_NEG_INF = 1;
 inline __m512 _mm512_reduce_ps(__m512 x, int rounding) {
   emulated::require(rounding == _MM_FROUND_TO_NEG_INF);
   return emulated::elements<__m512>([&](unsigned i) {
-    return std::isinf(x[i]) ? 0.0f : static_cast<float>(double{x[i]} - std::floor(x[i]));
+    if (std::isinf(x[i])) return 0.0f;
+    const double below = std::floor(x[i]);
+    const auto rest = static_cast<float>(x[i] - below);
+    return rest + below > x[i] ? std::nextafter(rest, 0.0f) : rest;
   });
 }
 // x 2^floor(y).
