@@ -1,0 +1,25 @@
+// Times of short pieces of work on AMX, in cycles of the tile unit: a product on registers is 16. A loop of
+// such products runs before and after each piece, and where that was disturbed itself (by a neighbour on the
+// core's other thread, say) the round does not count.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace chorale::bench {
+
+struct AmxPiece {
+  std::string name;
+  double units;  // of which a run does so many: cycles are of one
+  std::function<void()> run;
+  int rows_of_last_two = 16;  // simd::DotScope's
+};
+
+// A program that measures what make() returns, pinned to the processor that its argument names, and prints
+// medians, the tenth and the ninetieth per cent. Returns its exit status: 1 without AMX, 2 where there is no
+// such processor.
+int measure_amx_pieces(const std::string& program, const std::string& description, int argc, char** argv,
+                       const std::function<std::vector<AmxPiece>()>& make);
+
+}  // namespace chorale::bench
