@@ -1,7 +1,6 @@
 #include "bench/amx_rounds.h"
 
 #include <fmt/format.h>
-#include <immintrin.h>
 #include <sched.h>
 
 #include <CLI/CLI.hpp>
@@ -10,6 +9,7 @@
 #include <chrono>
 #include <cstdio>
 
+#include "bench/peaks.h"
 #include "simd/dot_tiles.h"
 
 namespace chorale::bench {
@@ -24,18 +24,7 @@ double seconds(const std::function<void()>& run, int rows_of_last_two = 16) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-void products_of_registers() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int i = 0; i < products / 4; ++i) {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-}
+void products_of_registers() { amx_products(products / 4); }
 
 std::vector<double> measure(const AmxPiece& piece) {
   constexpr double undisturbed = 1.03;

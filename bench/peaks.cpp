@@ -21,35 +21,6 @@ namespace {
 // The sum goes to a volatile, so that nothing is left out; each thread has its own.
 thread_local volatile float sink;
 
-__attribute__((target("amx-tile,amx-bf16"))) double amx_loop(std::int64_t steps) {
-  // Ordinary numbers, 1 to 2 of both signs: of zeros a processor multiplies more in a second, since it draws
-  // less power (measured: a tenth).
-  alignas(64) static std::array<std::uint16_t, 4 * 512> tiles = [] {
-    std::array<std::uint16_t, 4 * 512> bits;
-    std::uint32_t random = 1;
-    for (std::uint16_t& x : bits) {
-      random = random * 1664525 + 1013904223;
-      x = static_cast<std::uint16_t>(0x3f80 | (random >> 16 & 0x807f));
-    }
-    return bits;
-  }();
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_loadd(4, tiles.data(), 64);
-  _tile_loadd(5, tiles.data() + 512, 64);
-  _tile_loadd(6, tiles.data() + 1024, 64);
-  _tile_loadd(7, tiles.data() + 1536, 64);
-  for (std::int64_t i = 0; i < steps; ++i) {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-  return static_cast<double>(steps) * 4 * 2 * 16 * 16 * 32;
-}
-
 __attribute__((target("avx512f,avx512bf16"))) double avx512_bf16_loop(std::int64_t steps) {
   __m512 sums[16];
   for (auto& s : sums) s = _mm512_setzero_ps();
@@ -97,12 +68,41 @@ double best_rate(int threads, Body body) {
 
 }  // namespace
 
+__attribute__((target("amx-tile,amx-bf16"))) double amx_products(std::int64_t steps) {
+  // Ordinary numbers, 1 to 2 of both signs: of zeros a processor multiplies more in a second, since it draws
+  // less power (measured: a tenth).
+  alignas(64) static const std::array<std::uint16_t, 4 * 512> tiles = [] {
+    std::array<std::uint16_t, 4 * 512> bits;
+    std::uint32_t random = 1;
+    for (std::uint16_t& x : bits) {
+      random = random * 1664525 + 1013904223;
+      x = static_cast<std::uint16_t>(0x3f80 | (random >> 16 & 0x807f));
+    }
+    return bits;
+  }();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, tiles.data(), 64);
+  _tile_loadd(5, tiles.data() + 512, 64);
+  _tile_loadd(6, tiles.data() + 1024, 64);
+  _tile_loadd(7, tiles.data() + 1536, 64);
+  for (std::int64_t i = 0; i < steps; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  return static_cast<double>(steps) * 4 * 2 * 16 * 16 * 32;
+}
+
 double peak_flops(bool bfloat16, int threads) {
   constexpr std::int64_t steps = 1 << 20;
   if (bfloat16 && simd::dot_level() != simd::DotLevel::none) {
     return best_rate(threads, [](std::int64_t) {
       const simd::DotScope scope(simd::dot_level());
-      return simd::dot_level() == simd::DotLevel::amx ? amx_loop(steps) : avx512_bf16_loop(steps);
+      return simd::dot_level() == simd::DotLevel::amx ? amx_products(steps) : avx512_bf16_loop(steps);
     });
   }
   const bool wide = simd::level() == "avx512";

@@ -9,6 +9,9 @@ namespace chorale::bench {
 // Operations a second of the instruction that products of bfloat16 (or float32) problems use here, on
 // `threads` threads, operands in registers.
 double peak_flops(bool bfloat16, int threads);
+// The loop of AMX's, for a simd::DotScope of that level: four products of whole tiles on registers a step.
+// Returns the operations.
+double amx_products(std::int64_t steps);
 // Bytes a second of reading memory that no cache holds.
 double peak_bandwidth(int threads);
 // Reads each page of keys and of values once, in the table's order.

@@ -240,17 +240,12 @@ class AmxFew : amx::Pass {
           {task.sequence, task.first_head + h, 0, plan_.sequence_rows(task.sequence), two.slab + s}, scores,
           nullptr);
       if (words != nullptr) amx::hide_from_few(words, scores);
-      if (const amx::Rows fresh = amx::unseen_of_few(state.lanes); fresh != 0)
-        raise(scores, fresh, state, waiting, worker);
-      const auto place = [&] { return worker.p.data() + waiting.count * amx::tile_elements; };
-      bfloat16* p = place();
-      if (const amx::Rows above =
-              amx::softmax_of_few(scores, plan_.log2_factor(), most_sum_, state.lanes, p, prefetch);
-          above != 0) {
-        raise(scores, above, state, waiting, worker);
-        p = place();
-        amx::softmax_of_few(scores, plan_.log2_factor(), amx::no_bound, state.lanes, p, prefetch);
-      }
+      const bfloat16* p = amx::make_probabilities(
+          amx::unseen_of_few(state.lanes), most_sum_, waiting, worker.p.data(), amx::tile_elements,
+          [&](amx::Rows of) { raise(scores, of, state, waiting, worker); },
+          [&](bfloat16* to, float most, bool) {
+            return amx::softmax_of_few(scores, plan_.log2_factor(), most, state.lanes, to, prefetch);
+          });
       const bfloat16* values = worker.values.data() + s * amx::block_elements(value_dim_);
       if (words != nullptr && !finite[static_cast<std::size_t>(s)]) {
         const AlignedVector<bfloat16> slab_p(p, p + amx::tile_elements);
@@ -280,7 +275,7 @@ class AmxFew : amx::Pass {
   }
 
   void raise(const float* scores, amx::Rows rows, State& state, Waiting& waiting, Worker& worker) {
-    alignas(64) float scales[amx::strip_rows];
+    alignas(64) float scales[amx::group_rows];
     if (!amx::raise_few(scores, plan_.log2_factor(), rows, state.lanes, scales)) return;
     add_values(waiting, state, worker);
     if (!is_mutant(plan_.mutant(), Mutant::skip_rescale))

@@ -112,6 +112,9 @@ class Prefetch {
   void spread(std::int64_t steps) { lines_ = bytes_ / line / steps + 1; }
   void step() { ask(lines_); }
   void ask_rest() { ask(bytes_); }
+
+ private:
+  static constexpr std::int64_t line = 64;
   void ask(std::int64_t lines) {
     for (; lines > 0; --lines, at_ += line) {
       if (at_ >= end_) {
@@ -122,8 +125,6 @@ class Prefetch {
     }
   }
 
- private:
-  static constexpr std::int64_t line = 64;
   struct Range {
     const std::byte *first, *end;
   };
@@ -136,7 +137,7 @@ void pack_key_tile(const bfloat16* const* rows, std::int64_t count, std::int64_t
 // Whether all values are finite, or true if `check` is false.
 bool pack_value_pairs(const bfloat16* const* rows, std::int64_t count, std::int64_t dim, bfloat16* out,
                       bool check, Prefetch& prefetch);
-// Scores of `count` tiles, at most four.
+// Scores of `count` tiles.
 void scores_of_few(const KeyTile* tiles, std::int64_t count, const bfloat16* queries, std::int64_t dim,
                    float* out, Prefetch& prefetch);
 void hide_from_few(const std::uint32_t* visible, float* scores);

@@ -65,6 +65,7 @@ class AmxMany : amx::Pass {
   // One strip of a group against one slab.
   struct Step {
     std::int64_t strip, slab;
+    bool first;  // of the strip in this chunk
   };
 
   // One thread's memory.
@@ -81,8 +82,7 @@ class AmxMany : amx::Pass {
     AlignedVector<bfloat16> p, queries, keys, values;
     std::array<std::int8_t, chunk_slabs> packed;  // 0: not yet, 1: finite values, 2: not
     std::vector<State> totals;
-    std::vector<bool> has_queries;  // of each strip
-    std::vector<Step> steps;        // of a chunk
+    std::vector<Step> steps;  // of a chunk
     AlignedVector<bfloat16> gathered;
     State chunk;
   };
@@ -99,7 +99,6 @@ class AmxMany : amx::Pass {
     worker.queries.resize(static_cast<std::size_t>(group.strips * amx::block_elements(dim_)));
     worker.keys.resize(static_cast<std::size_t>(chunk_slabs * amx::block_elements(dim_)));
     worker.values.resize(static_cast<std::size_t>(chunk_slabs * amx::block_elements(value_dim_)));
-    worker.has_queries.assign(static_cast<std::size_t>(group.strips), false);
     for (auto strip = static_cast<std::int64_t>(worker.totals.size()); strip < group.strips; ++strip)
       worker.totals.emplace_back(strip_rows * amx::padded(value_dim_));
     for (std::int64_t i = 0; i < group.strips; ++i) {
@@ -149,12 +148,10 @@ class AmxMany : amx::Pass {
 
   // The queries and the slab of a step, packed at first use.
   void pack(const Group& group, const Step& step, Worker& worker) {
-    const auto strip = static_cast<std::size_t>(step.strip);
-    if (!worker.has_queries[strip])
+    if (step.first && worker.totals[static_cast<std::size_t>(step.strip)].empty)
       amx::load_queries(plan_, tensors_.q, group.sequence, group.kv_head, group.first + step.strip,
                         worker.queries.data() + step.strip * amx::block_elements(dim_),
                         worker.gathered.data());
-    worker.has_queries[strip] = true;
     auto& packed = worker.packed[static_cast<std::size_t>(step.slab % chunk_slabs)];
     if (packed != 0) return;
     const std::int64_t first = step.slab * slab_keys,
@@ -167,6 +164,7 @@ class AmxMany : amx::Pass {
     values.rows(first, count, rows.data(), worker.gathered.data());
     packed = amx::pack_values(rows.data(), count, value_dim_, values_of(step.slab, worker)) ? 1 : 2;
   }
+
   const bfloat16* queries_of(std::int64_t strip, const Worker& worker) const {
     return worker.queries.data() + strip * amx::block_elements(dim_);
   }
@@ -186,7 +184,7 @@ class AmxMany : amx::Pass {
       const Visibility::Strip& strip = visible(group, i);
       for (std::int64_t slab = std::max(first, strip.first); slab < std::min(last, strip.end); ++slab)
         if (strip.slabs[static_cast<std::size_t>(slab)] != Visibility::empty)
-          worker.steps.push_back({i, slab});
+          worker.steps.push_back({i, slab, worker.steps.empty() || worker.steps.back().strip != i});
     }
     Waiting waiting;
     for (std::size_t n = 0; n < worker.steps.size(); ++n) {
@@ -199,14 +197,14 @@ class AmxMany : amx::Pass {
         amx::scores(keys_of(step.slab, worker), queries_of(step.strip, worker), dim_,
                     worker.scores[0].data());
       }
-      if (n == 0 || worker.steps[n - 1].strip != step.strip) {
+      if (step.first) {
         amx::clear(state.lanes);
         waiting = {};
       }
       if (next != nullptr) pack(group, *next, worker);
       attend_slab(group, step, next, worker.scores[n % 2].data(), worker.scores[(n + 1) % 2].data(), state,
                   waiting, worker);
-      if (next != nullptr && next->strip == step.strip) continue;
+      if (next != nullptr && !next->first) continue;
       add_values(state, waiting, worker);
       if (!total.empty)
         amx::merge(state.lanes, state.out.data(), plan_.log2_factor(), value_dim_, total.lanes,
@@ -226,20 +224,15 @@ class AmxMany : amx::Pass {
     const std::int64_t rows = std::min(strip_rows, plan_.sequence_rows(group.sequence) - first_row);
     worker.programs.apply({group.sequence, group.kv_head, first_row, rows, step.slab}, scores, nullptr);
     if (words != nullptr) amx::hide(words, scores);
-    if (const amx::Rows fresh = amx::unseen(state.lanes); fresh != 0)
-      raise(scores, fresh, state, waiting, worker);
-    const auto place = [&] { return worker.p.data() + waiting.count * slab_keys * strip_rows; };
-    bfloat16* p = place();
-    const amx::Rows above =
-        amx::softmax(scores, plan_.log2_factor(), most_sum_, state.lanes, p,
-                     next != nullptr ? keys_of(next->slab, worker) : nullptr,
-                     next != nullptr ? queries_of(next->strip, worker) : nullptr, dim_, next_scores);
-    if (above != 0) {
-      raise(scores, above, state, waiting, worker);
-      p = place();
-      amx::softmax(scores, plan_.log2_factor(), amx::no_bound, state.lanes, p, nullptr, nullptr, dim_,
-                   nullptr);
-    }
+    const bfloat16* p = amx::make_probabilities(
+        amx::unseen(state.lanes), most_sum_, waiting, worker.p.data(), slab_keys * strip_rows,
+        [&](amx::Rows of) { raise(scores, of, state, waiting, worker); },
+        [&](bfloat16* to, float most, bool again) {
+          const bool beside = next != nullptr && !again;
+          return amx::softmax(scores, plan_.log2_factor(), most, state.lanes, to,
+                              beside ? keys_of(next->slab, worker) : nullptr,
+                              beside ? queries_of(next->strip, worker) : nullptr, dim_, next_scores);
+        });
     if (words != nullptr && worker.packed[static_cast<std::size_t>(step.slab % chunk_slabs)] == 2)
       add_visible_values(words, values_of(step.slab, worker), p, state, waiting, worker);
     else

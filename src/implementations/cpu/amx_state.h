@@ -48,6 +48,23 @@ struct Waiting {
   bool started = false;  // many rows: out holds something. Few rows start with zeros
 };
 
+// The probabilities of the slab that waits next, in `p`, where those of each slab are `elements`. When
+// references are raised is part of the order, and the same for many rows and few: those of `fresh` rows,
+// which have none, before, and those of rows whose sum is above `most` after, and then the slab is done
+// again. raise(rows) raises them; softmax(p, most, again) returns the rows above, and leaves lanes alone
+// where there are some.
+template <class Raise, class Softmax>
+bfloat16* make_probabilities(Rows fresh, float most, const Waiting& waiting, bfloat16* p,
+                             std::int64_t elements, Raise raise, Softmax softmax) {
+  const auto place = [&] { return p + waiting.count * elements; };  // raise() may leave nothing that waits
+  if (fresh != 0) raise(fresh);
+  const Rows above = softmax(place(), most, false);
+  if (above == 0) return place();
+  raise(above);
+  softmax(place(), no_bound, true);
+  return place();
+}
+
 // A strip of queries, packed. `gathered`: room for its rows.
 inline void load_queries(const TiledPlan& plan, const TensorView& q, int sequence, int kv_head,
                          std::int64_t strip, bfloat16* out, bfloat16* gathered) {

@@ -100,9 +100,8 @@ float Problem::value_of(const Cache& cache, int row, int kv_head, int column) co
   return widened(rounded(code * cache.scales[index(kv_head)]));
 }
 int Problem::first_token(int sequence) const {
-  int token = 0;
-  for (int before = 0; before < sequence; ++before) token += lengths_[index(before)].queries;
-  return token;
+  return std::accumulate(lengths_.begin(), lengths_.begin() + sequence, 0,
+                         [](int sum, const Lengths& length) { return sum + length.queries; });
 }
 int Problem::first_row(int sequence) const {
   return std::accumulate(lengths_.begin(), lengths_.begin() + sequence, 0,
