@@ -1,4 +1,4 @@
-// What the parts of attention on AMX cost (src/implementations/cpu/amx_kernels.h), each alone, in cycles, at
+// What the parts of attention on AMX cost (src/implementations/cpu/amx_kernels.h), each alone, at
 // head_dim 128: what docs/cpu_attention.md adds up.
 //     amx_parts [PROCESSOR]     pinned to that one; 2 if nothing is said
 #include <algorithm>

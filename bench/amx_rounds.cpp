@@ -15,7 +15,7 @@
 namespace chorale::bench {
 namespace {
 
-constexpr int rounds = 300, products = 4096, cycles_of_a_product = 16;
+constexpr int rounds = 300, products = 4096;
 
 double seconds(const std::function<void()>& run, int rows_of_last_two = 16) {
   const simd::DotScope tiles(simd::DotLevel::amx, rows_of_last_two);
@@ -26,18 +26,29 @@ double seconds(const std::function<void()>& run, int rows_of_last_two = 16) {
 
 void products_of_registers() { amx_products(products / 4); }
 
-std::vector<double> measure(const AmxPiece& piece) {
+struct Round {
+  double piece, product;  // seconds of one
+};
+
+std::vector<Round> measure(const AmxPiece& piece) {
   constexpr double undisturbed = 1.03;
-  std::vector<double> cycles;
+  std::vector<Round> all;
   seconds(piece.run, piece.rows_of_last_two);  // its operands come to where they stay
   for (int round = 0; round < rounds; ++round) {
     const double before = seconds(products_of_registers), time = seconds(piece.run, piece.rows_of_last_two),
                  after = seconds(products_of_registers);
     if (std::max(before, after) < undisturbed * std::min(before, after))
-      cycles.push_back(time / piece.units * products * cycles_of_a_product / ((before + after) / 2));
+      all.push_back({time / piece.units, (before + after) / 2 / products});
   }
-  std::sort(cycles.begin(), cycles.end());
-  return cycles;
+  return all;
+}
+
+// The median, or another part, of what `of` takes from each round.
+template <class Of>
+double part(std::vector<Round> all, double which, Of of) {
+  const auto at = all.begin() + static_cast<std::ptrdiff_t>(which * static_cast<double>(all.size()));
+  std::nth_element(all.begin(), at, all.end(), [&](const Round& x, const Round& y) { return of(x) < of(y); });
+  return of(*at);
 }
 
 }  // namespace
@@ -59,19 +70,20 @@ int measure_amx_pieces(const std::string& program, const std::string& descriptio
     fmt::print(stderr, "{}: processor {}: this machine has no such one\n", program, processor);
     return 2;
   }
-  const double rate = 1 / (seconds(products_of_registers) / products / cycles_of_a_product);
-  fmt::print(
-      "processor {}, {:.2f} GHz; cycles, of which a product on registers takes {}: median (tenth to "
-      "ninetieth per cent), rounds\n",
-      processor, rate * 1e-9, cycles_of_a_product);
+  fmt::print("processor {}; medians (tenth to ninetieth per cent) of so many rounds\n", processor);
+  fmt::print("{:<56} {:>24} {:>12} {:>9} {:>6}\n", "", "ns", "a product ns", "products", "rounds");
   for (const AmxPiece& piece : make()) {
-    const std::vector<double> cycles = measure(piece);
-    const std::size_t n = cycles.size();
-    if (n < rounds / 10)
-      fmt::print("{:<58} disturbed\n", piece.name);
-    else
-      fmt::print("{:<58} {:8.1f} ({:.1f} to {:.1f}), {}\n", piece.name, cycles[n / 2], cycles[n / 10],
-                 cycles[n * 9 / 10], n);
+    const std::vector<Round> all = measure(piece);
+    if (all.size() < rounds / 10) {
+      fmt::print("{:<56} disturbed\n", piece.name);
+      continue;
+    }
+    const auto nanoseconds = [](const Round& x) { return x.piece * 1e9; };
+    const auto product = [](const Round& x) { return x.product * 1e9; };
+    const auto in_products = [](const Round& x) { return x.piece / x.product; };
+    fmt::print("{:<56} {:>8.1f} ({:.1f} to {:.1f}) {:>12.2f} {:>9.2f} {:>6}\n", piece.name,
+               part(all, 0.5, nanoseconds), part(all, 0.1, nanoseconds), part(all, 0.9, nanoseconds),
+               part(all, 0.5, product), part(all, 0.5, in_products), all.size());
     std::fflush(stdout);
   }
   return 0;

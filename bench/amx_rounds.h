@@ -1,6 +1,7 @@
-// Times of short pieces of work on AMX, in cycles of the tile unit: a product on registers is 16. A loop of
-// such products runs before and after each piece, and where that was disturbed itself (by a neighbour on the
-// core's other thread, say) the round does not count.
+// Times of short pieces of work on AMX, in nanoseconds and in products: a loop of products of ordinary
+// numbers on registers runs before and after each piece. A processor may slow tile products alone, to a
+// third, whatever its clock (docs/cpu_attention.md), so neither number says enough without the other. Where
+// the loop was not equally fast before and after, the round does not count.
 #pragma once
 
 #include <functional>
@@ -11,7 +12,7 @@ namespace chorale::bench {
 
 struct AmxPiece {
   std::string name;
-  double units;  // of which a run does so many: cycles are of one
+  double units;  // of which a run does so many: times are of one
   std::function<void()> run;
   int rows_of_last_two = 16;  // simd::DotScope's
 };

@@ -1,4 +1,4 @@
-// What products of AMX tiles cost with their loads and stores, from each cache level: cycles a product.
+// What products of AMX tiles cost with their loads and stores, from each cache level: times of a product.
 //     amx_tiles [PROCESSOR]     pinned to that one; 2 if nothing is said
 #include <immintrin.h>
 

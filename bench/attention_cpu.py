@@ -4,8 +4,9 @@
                                   [--processor-time]
 
 LIBRARY is build/release/bench/libchorale_bench.so; `make bench` passes it. For each shape: the median time of each side,
-the spread (interquartile range over median), the ratio PyTorch / Chorale, and what fraction of the peak Chorale reaches,
-where the peak is measured in the same run by a loop of the same instruction (products) or by reading memory (decode).
+the spread (interquartile range over median), the ratio PyTorch / Chorale, and what fraction of the peak Chorale reaches.
+The peak takes turns with both: a loop of the same instruction that does as many operations, operands in registers; for a
+decode, reading as many bytes of memory that no cache holds. So all three have the same processor at the same moments.
 Without PyTorch the peer's columns are left out, and the program says so. --processor-time counts the process's own time
 in place of the clock's, for a machine that others use: with --threads 1 only.
 """
@@ -100,14 +101,14 @@ def spread(samples):
 
 class Table:
     def __init__(self):
-        print(f"{'work':<44} {'Chorale':>10} {'spread':>7} {'rate':>13} {'of peak':>8} {'PyTorch':>10} {'ratio':>6}")
+        print(f"{'work':<44} {'Chorale':>10} {'spread':>7} {'rate':>13} {'peak':>8} {'of it':>7} {'PyTorch':>10} {'ratio':>6}")
 
-    def row(self, name, times, amount, peak, unit):
-        ours = statistics.median(times[0])
-        rate = amount / ours
-        line = f"{name:<44} {ours * 1e3:>8.2f}ms {spread(times[0]):>6.0%} {rate / 1e9:>8.1f} {unit} {rate / peak:>7.0%}"
-        if len(times) > 1:
-            peer = statistics.median(times[1])
+    def row(self, name, amount, unit, times, peak_times, peer_times=None):
+        """The peak's times are of as much as the work: `amount`."""
+        ours, peak = statistics.median(times), statistics.median(peak_times)
+        line = f"{name:<44} {ours * 1e3:>8.2f}ms {spread(times):>6.0%} {amount / ours / 1e9:>8.1f} {unit} {amount / peak / 1e9:>8.1f} {peak / ours:>6.0%}"
+        if peer_times:
+            peer = statistics.median(peer_times)
             line += f" {peer * 1e3:>8.2f}ms {peer / ours:>5.2f}x"
         print(line, flush=True)
 
@@ -127,8 +128,8 @@ class Bench:
         return self.chorale.case(request("flash_attention_2", "cpu", heads, kv_heads, dim, dtype, mask, q_lens, kv_lens,
                                          threads=threads, documents=documents, pages=pages))
 
-    def peak(self, dtype):
-        return self.chorale.c.chorale_peak_flops(dtype.encode(), self.threads)
+    def multiply(self, dtype, operations):
+        return lambda: self.chorale.c.chorale_multiply(dtype.encode(), ctypes.c_double(operations), self.threads)
 
     def packed(self, dtype, batch, length, heads, kv_heads, mask="causal", dense_mask=None, documents=None, visible=None,
                backward=True, dim=128):
@@ -141,7 +142,7 @@ class Bench:
         pairs = visible if visible is not None else batch * length * (length + 1) / 2
         operations = 4 * heads * dim * pairs
         forward = lambda: self.chorale.check(c.chorale_forward(case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse), None))
-        forward_sides = [forward]
+        forward_sides = [forward, self.multiply(dtype, operations)]
         if torch:
             shape = lambda x, h: data.torch(x).view(batch, length, h, dim).transpose(1, 2).detach().requires_grad_(backward)
             tq, tk, tv = shape(q, heads), shape(k, kv_heads), shape(v, kv_heads)
@@ -159,17 +160,16 @@ class Bench:
             if not difference < ({"bfloat16": 0.06, "float16": 0.01, "float32": 1e-4}[dtype]):
                 raise SystemExit(f"bench: outputs differ by {difference} for {dtype} {batch}x{length} {mask}")
         name = f"{dtype} {batch}x{length} {heads}/{kv_heads} {'causal' if mask == 'causal' else mask[:22]}"
-        peak = self.peak(dtype)
-        self.table.row(name + " fwd", interleave(forward_sides, self.seconds), operations, peak, "GFLOP/s")
+        self.table.row(name + " fwd", operations, "GFLOP/s", *interleave(forward_sides, self.seconds))
         if backward:
             step = lambda: self.chorale.check(c.chorale_backward(
                 case, pointer(q), pointer(k), pointer(v), pointer(out), pointer(lse), pointer(grad_out), *map(pointer, grads)))
-            sides = [step]
+            sides = [step, self.multiply(dtype, 2.5 * operations)]
             if torch:
                 tgrad = data.torch(grad_out).view(batch, length, heads, dim).transpose(1, 2)
                 kept = attend()
                 sides.append(lambda: torch.autograd.grad(kept, (tq, tk, tv), tgrad, retain_graph=True))
-            self.table.row(name + " bwd", interleave(sides, self.seconds), 2.5 * operations, peak, "GFLOP/s")
+            self.table.row(name + " bwd", 2.5 * operations, "GFLOP/s", *interleave(sides, self.seconds))
         c.chorale_case_free(case)
 
     def decode(self, dtype, batch, context, heads=32, kv_heads=8, dim=128, page=16):
@@ -197,7 +197,8 @@ class Bench:
         read = lambda: c.chorale_read_pages(pointer(k), pointer(v), ctypes.c_int64(page_floats), pointer(pages), ctypes.c_int64(count), self.threads)
         cached = self.case(heads, kv_heads, dim, dtype, "causal", [1] * batch, [context] * batch, self.threads,
                            pages=dict(size=page, count=count, table=table % 4))
-        sides = [forward(case), read, forward(cached)]
+        memory = lambda: c.chorale_read_memory(ctypes.c_int64(size), self.threads)
+        sides = [forward(case), memory, read, forward(cached)]
         if torch:  # the peer reads dense keys: PyTorch has no paged attention on the CPU
             tq = data.torch(q).view(batch, 1, heads, dim).transpose(1, 2)
             dense = lambda x: data.torch(x).view(batch, context, kv_heads, dim).transpose(1, 2)
@@ -208,9 +209,8 @@ class Bench:
                     functional.scaled_dot_product_attention(tq, tk, tv, enable_gqa=True)
 
             sides.append(peer)
-        bandwidth = c.chorale_peak_bandwidth(self.threads)
-        ours, alone, in_cache, *peer_times = interleave(sides, self.seconds)
-        self.table.row(name, [ours, *peer_times], size, bandwidth, "GB/s   ")
+        ours, peak, alone, in_cache, *peer = interleave(sides, self.seconds)
+        self.table.row(name, size, "GB/s   ", ours, peak, *peer)
         print(f"  reading those pages alone {size / statistics.median(alone) / 1e9:.1f} GB/s, computing on pages in the cache {size / statistics.median(in_cache) / 1e9:.1f} GB/s", flush=True)
         for each in (case, cached):
             c.chorale_case_free(each)
@@ -260,7 +260,6 @@ class Bench:
 
     def run(self, dtypes):
         c = self.chorale.c
-        bandwidth = c.chorale_peak_bandwidth(self.threads)
         print(f"machine: {platform.processor() or platform.machine()}, {processor()}, {self.threads} threads")
         print(f"peer: {'PyTorch ' + torch.__version__ + ' scaled_dot_product_attention' if torch else 'none (PyTorch is not installed: make extras)'}")
         self.tile = {}
@@ -268,10 +267,9 @@ class Bench:
             case = self.case(16, 16, 128, dtype, "causal", [1], [1], self.threads)
             fingerprint = c.chorale_fingerprint(case).decode()
             self.tile[dtype] = (32, 32) if "/T32/" in fingerprint else (128, 64)
-            print(f"{dtype}: {fingerprint}, peak {self.peak(dtype) / 1e9:.0f} GFLOP/s")
+            print(f"{dtype}: {fingerprint}")
             c.chorale_case_free(case)
-        print(f"memory: {bandwidth / 1e9:.1f} GB/s")
-        print("peaks are measured again beside every row; a decode's is the memory's")
+        print("peak: as many operations of the product instruction, or a decode's bytes of memory, in turns with the work")
         self.table = Table()
         shapes = ((1, self.length), (4, 1024), (16, 256))
         for dtype in dtypes:

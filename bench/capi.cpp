@@ -142,12 +142,12 @@ int chorale_backward(Case* c, const void* q, const void* k, const void* v, const
   return bench::failed(c->attention.backward(*c->plan, tensors)) ? 0 : 1;
 }
 
-// FLOP/s of the product instruction that `dtype` problems use here, on `threads` threads; bytes/s of reading
-// memory.
-double chorale_peak_flops(const char* dtype, int threads) {
-  return bench::peak_flops(std::string(dtype) == "bfloat16", threads);
+// The limits that a work's time is compared with: as many operations of the product instruction that `dtype`
+// problems use here, as many bytes of memory.
+void chorale_multiply(const char* dtype, double operations, int threads) {
+  bench::multiply(std::string(dtype) == "bfloat16", operations, threads);
 }
-double chorale_peak_bandwidth(int threads) { return bench::peak_bandwidth(threads); }
+void chorale_read_memory(std::int64_t bytes, int threads) { bench::read_memory(bytes, threads); }
 // Reads the pages that a decode reads, in its order, with nothing else to do.
 void chorale_read_pages(const float* keys, const float* values, std::int64_t page_floats,
                         const std::int32_t* block_table, std::int64_t pages, int threads) {

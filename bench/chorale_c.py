@@ -48,7 +48,6 @@ class Chorale:
     def __init__(self, path):
         self.c = ctypes.CDLL(path)
         for name, result in (("error", ctypes.c_char_p), ("case", ctypes.c_void_p), ("fingerprint", ctypes.c_char_p),
-                             ("peak_flops", ctypes.c_double), ("peak_bandwidth", ctypes.c_double),
                              ("device", ctypes.c_char_p), ("nvrtc", ctypes.c_char_p)):
             getattr(self.c, "chorale_" + name).restype = result
 

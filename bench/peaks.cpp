@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -51,17 +52,24 @@ __attribute__((target("avx2,fma"))) double avx2_loop(std::int64_t steps) {
   return static_cast<double>(steps) * 12 * 2 * 8;
 }
 
-template <class Body>
-double best_rate(int threads, Body body) {
+// `steps` steps of the loop of that dtype on this thread; returns the operations.
+double multiply_alone(bool bfloat16, std::int64_t steps) {
+  const simd::DotLevel level = bfloat16 ? simd::dot_level() : simd::DotLevel::none;
+  const simd::DotScope scope(level);
+  if (level == simd::DotLevel::amx) return amx_products(steps);
+  if (level == simd::DotLevel::avx512_bf16) return avx512_bf16_loop(steps);
+  return simd::level() == "avx512" ? avx512_loop(steps) : avx2_loop(steps);
+}
+
+// What run() does in a second, the best of five.
+template <class Run>
+double best_rate(double amount, Run run) {
   double best = 0;
   for (int repeat = 0; repeat < 5; ++repeat) {
-    std::vector<double> done(static_cast<std::size_t>(threads));
     const auto start = std::chrono::steady_clock::now();
-    parallel_for(threads, threads, [&](std::int64_t i, int) { done[static_cast<std::size_t>(i)] = body(i); });
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    double total = 0;
-    for (const double d : done) total += d;
-    best = std::max(best, total / seconds);
+    run();
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    best = std::max(best, amount / time.count());
   }
   return best;
 }
@@ -97,26 +105,35 @@ __attribute__((target("amx-tile,amx-bf16"))) double amx_products(std::int64_t st
   return static_cast<double>(steps) * 4 * 2 * 16 * 16 * 32;
 }
 
+void multiply(bool bfloat16, double operations, int threads) {
+  const double step = multiply_alone(bfloat16, 1);
+  parallel_for(threads, threads, [&](std::int64_t, int) {
+    multiply_alone(bfloat16, static_cast<std::int64_t>(std::ceil(operations / threads / step)));
+  });
+}
+
 double peak_flops(bool bfloat16, int threads) {
-  constexpr std::int64_t steps = 1 << 20;
-  if (bfloat16 && simd::dot_level() != simd::DotLevel::none) {
-    return best_rate(threads, [](std::int64_t) {
-      const simd::DotScope scope(simd::dot_level());
-      return simd::dot_level() == simd::DotLevel::amx ? amx_products(steps) : avx512_bf16_loop(steps);
-    });
-  }
-  const bool wide = simd::level() == "avx512";
-  return best_rate(threads, [wide](std::int64_t) { return wide ? avx512_loop(steps) : avx2_loop(steps); });
+  const double operations = threads * multiply_alone(bfloat16, 1) * (1 << 20);
+  return best_rate(operations, [&] { multiply(bfloat16, operations, threads); });
+}
+
+void read_memory(std::int64_t bytes, int threads) {
+  // More than any last-level cache here.
+  static const std::vector<float> memory(std::size_t{1} << 27, 1.0f);
+  static std::int64_t at = 0;
+  constexpr std::int64_t stretch = 1 << 18;  // floats that one thread reads at a time
+  const std::int64_t stretches = std::ssize(memory) / stretch,
+                     count = (bytes / std::int64_t{sizeof(float)} + stretch - 1) / stretch;
+  parallel_for(count, threads, [&](std::int64_t i, int) {
+    sink = simd::sum(memory.data() + (at + i) % stretches * stretch, stretch);
+  });
+  at += count;
 }
 
 double peak_bandwidth(int threads) {
-  constexpr std::int64_t floats = std::int64_t{1} << 27;  // 512 MiB: more than any last-level cache here
-  std::vector<float> memory(static_cast<std::size_t>(floats), 1.0f);
-  const std::int64_t part = floats / threads;
-  return best_rate(threads, [&](std::int64_t i) {
-    sink = simd::sum(memory.data() + i * part, part);
-    return static_cast<double>(part) * sizeof(float);
-  });
+  constexpr std::int64_t bytes = std::int64_t{1} << 29;
+  read_memory(bytes, threads);
+  return best_rate(bytes, [&] { read_memory(bytes, threads); });
 }
 
 void read_pages(const float* keys, const float* values, std::int64_t page_floats,
