@@ -139,10 +139,11 @@ std::vector<AmxPiece> pieces() {
   });
   const auto divisors = std::make_shared<std::array<float, amx::strip_rows>>();
   divisors->fill(3);
-  once("quotients, to rows that are not cached", 1, [=] {
-    amx::store_quotients(w->out_of_next_strip(), divisors->data(), amx::strip_rows, dim,
-                         w->rows.next().data());
-  });
+  for (const bool past_caches : {false, true})
+    once(past_caches ? "quotients, past the caches" : "quotients, to rows that are not cached", 1, [=] {
+      amx::store_quotients(w->out_of_next_strip(), divisors->data(), amx::strip_rows, dim, past_caches,
+                           w->rows.next().data());
+    });
   once("queries packed, rows not cached", 1,
        [=] { amx::pack_queries(w->rows.next().data(), amx::strip_rows, dim, w->queries.data()); });
   once("a slab: keys packed, rows not cached", 1,

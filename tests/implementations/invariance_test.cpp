@@ -135,6 +135,23 @@ TEST_P(Invariance, AloneOrInAnyBatch) {
   });
 }
 
+// Outputs of which together are more than a second-level cache holds may be stored in another way.
+TEST_P(Invariance, AmongManyOutputs) {
+  Case test{.feature = "many outputs",
+            .problem = {.query_heads = 64,
+                        .kv_heads = 2,
+                        .head_dim = 64,
+                        .dtype = DType::bfloat16,
+                        .mask = mask::causal() && mask::window(20)},
+            .sequences = {{300, 300, 1}, {260, 260, 2}}};
+  const Rows reference = forward(test);
+  for (const Sequence& s : test.sequences) {
+    Case alone = test;
+    alone.sequences = {s};
+    EXPECT_EQ(differences(reference, forward(alone)), 0u) << "sequence of " << s.keys << " alone";
+  }
+}
+
 TEST_P(Invariance, PackedOrPagedInAnyOrder) {
   for_each_problem([&](const Case& test) {
     const Results reference = both(test);

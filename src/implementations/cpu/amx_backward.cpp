@@ -8,9 +8,9 @@
 //           grad_V, grad_K                   two products over the 4 strips
 //         grad_Q                             one product over the block's slabs
 //
-// Where there are too few sequences and heads for the threads, a first pass cut by keys computes grad_K and
-// grad_V, a second cut by query rows grad_Q. Each sum is the same chain: query rows ascending in steps of 32,
-// keys ascending in steps of 32.
+// Where sequences and heads are too few for the threads, a first pass cut by keys computes grad_K and grad_V,
+// a second cut by query rows grad_Q. Each sum is the same chain: query rows ascending in steps of 32, keys
+// ascending in steps of 32.
 #include "implementations/cpu/amx_backward.h"
 
 #include <algorithm>
@@ -55,8 +55,7 @@ class AmxBackward {
 
   void run() {
     std::vector<Task> tasks;
-    const std::int64_t pairs = static_cast<std::int64_t>(plan_.batch().sequences()) * problem_.kv_heads;
-    const bool one_pass = pairs >= 2 * plan_.threads() || plan_.threads() == 1;
+    const bool one_pass = end_before_two_passes(whole_passes(plan_), plan_.threads());
     for (int sequence = 0; sequence < plan_.batch().sequences(); ++sequence)
       for (int head = 0; head < problem_.kv_heads; ++head) {
         const std::int64_t strips = plan_.strips(sequence),

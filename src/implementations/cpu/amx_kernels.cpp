@@ -330,8 +330,10 @@ CHORALE_AMX void unpack(const float* out, std::int64_t dim, float* rows) {
     }
 }
 
+CHORALE_AMX void fence() { _mm_sfence(); }
+
 CHORALE_AMX void store_quotients(const float* out, const float* divisors, std::int64_t count,
-                                 std::int64_t dim, bfloat16* const* rows) {
+                                 std::int64_t dim, bool past_caches, bfloat16* const* rows) {
   const __m512 one = _mm512_set1_ps(1);
   const __m512 factor[2] = {_mm512_div_ps(one, _mm512_loadu_ps(divisors)),
                             _mm512_div_ps(one, _mm512_loadu_ps(divisors + group_rows))};
@@ -347,8 +349,14 @@ CHORALE_AMX void store_quotients(const float* out, const float* divisors, std::i
         block[r] = pairs_exactly(x[0], x[1]);
       }
       simd::transpose_16x16(block);
-      for (std::int64_t r = 0; r < 16 && g * group_rows + r < count; ++r)
-        _mm512_mask_storeu_epi16(rows[g * group_rows + r] + column, columns, block[r]);
+      for (std::int64_t r = 0; r < 16 && g * group_rows + r < count; ++r) {
+        bfloat16* to = rows[g * group_rows + r] + column;
+        const bool line = columns == ~__mmask32{0} && reinterpret_cast<std::uintptr_t>(to) % 64 == 0;
+        if (past_caches && line)
+          _mm512_stream_si512(reinterpret_cast<__m512i*>(to), block[r]);
+        else
+          _mm512_mask_storeu_epi16(to, columns, block[r]);
+      }
     }
   }
 }

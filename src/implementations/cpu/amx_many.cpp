@@ -33,7 +33,9 @@ using amx::chunk_slabs, amx::slab_keys, amx::strip_rows, amx::State, amx::Waitin
 class AmxMany : amx::Pass {
  public:
   AmxMany(const TiledPlan& plan, const ForwardTensors& tensors)
-      : Pass(plan, tensors), workers_(plan.threads()) {}
+      : Pass(plan, tensors),
+        past_caches_(plan.batch().total_q() * problem_.query_heads * value_dim_ >= many_outputs),
+        workers_(plan.threads()) {}
 
   void run() {
     std::vector<Group> groups;
@@ -58,10 +60,14 @@ class AmxMany : amx::Pass {
     parallel_for(static_cast<std::int64_t>(groups.size()), plan_.threads(), [&](std::int64_t i, int worker) {
       const simd::DotScope scope(simd::DotLevel::amx);
       attend(groups[static_cast<std::size_t>(i)], at(worker));
+      if (past_caches_) amx::fence();
     });
   }
 
  private:
+  // So many outputs, of 2 bytes, have left the second-level cache before anybody reads them.
+  static constexpr std::int64_t many_outputs = std::int64_t{1} << 21;
+
   // One strip of a group against one slab.
   struct Step {
     std::int64_t strip, slab;
@@ -137,7 +143,7 @@ class AmxMany : amx::Pass {
                 plan_.query_of_row(group.sequence, first + r) * out.stride[0] + head * out.stride[1];
     }
     if (problem_.sinks) amx::rescale(scales.data(), value_dim_, total.out.data());
-    amx::store_quotients(total.out.data(), divisors.data(), count, value_dim_, rows.data());
+    amx::store_quotients(total.out.data(), divisors.data(), count, value_dim_, past_caches_, rows.data());
     simd::log(divisors.data(), logarithms.data(), count);
     for (std::int64_t r = 0; r < count; ++r) {
       const auto i = static_cast<std::size_t>(r);
@@ -264,6 +270,7 @@ class AmxMany : amx::Pass {
     amx::add_visible_values(words, values, slab_p.data(), value_dim_, state.out.data());
   }
 
+  bool past_caches_;
   PerWorker<Worker> workers_;
 };
 

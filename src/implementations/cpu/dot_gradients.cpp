@@ -19,16 +19,18 @@ AlignedVector<float> floats(std::int64_t count) {
 
 }  // namespace
 
-DotGradients::Queries::Queries(const TiledPlan& plan, const BackwardTensors& tensors)
-    : plan_(plan), tensors_(tensors) {
-  queries_ = make_store(plan.problem().head_dim);
-  grad_outs_ = make_store(plan.problem().value_dim());
+void DotGradients::Queries::hold(int sequence, int first_head, int heads) {
+  first_head_ = first_head;
+  const std::int64_t blocks = heads * plan_.block_count(sequence);
+  resize(queries_, blocks, plan_.problem().head_dim);
+  resize(grad_outs_, blocks, plan_.problem().value_dim());
 }
 
-DotGradients::Queries::Store DotGradients::Queries::make_store(std::int64_t dim) const {
-  const auto blocks = static_cast<std::int64_t>(plan_.blocks().size());
-  return {elements(blocks * plan_.most_rows_padded() * simd::round_up(dim, 32)),
-          elements(blocks * plan_.most_rows_padded() * simd::round_up(dim))};
+// With zeros, also where a block's rows or dimensions end.
+void DotGradients::Queries::resize(Store& store, std::int64_t blocks, std::int64_t dim) const {
+  const std::int64_t rows = blocks * plan_.most_rows_padded();
+  store.rows.assign(static_cast<std::size_t>(rows * simd::round_up(dim, 32)), bfloat16{});
+  store.transposed.assign(static_cast<std::size_t>(rows * simd::round_up(dim)), bfloat16{});
 }
 
 void DotGradients::Queries::prepare(const QueryBlock& block) {
@@ -39,9 +41,9 @@ void DotGradients::Queries::prepare(const QueryBlock& block) {
 void DotGradients::Queries::fill(Store& store, const QueryBlock& block, const TensorView& tensor,
                                  std::int64_t dim) {
   const std::int64_t most = plan_.most_rows_padded(), rows = plan_.rows(block), row = simd::round_up(dim, 32);
-  bfloat16* to = store.rows.data() + plan_.slot(block) * most * row;
+  bfloat16* to = store.rows.data() + slot(block) * most * row;
   load_block(plan_, block, tensor, to, row);
-  bfloat16* transposed = store.transposed.data() + plan_.slot(block) * most * simd::round_up(dim);
+  bfloat16* transposed = store.transposed.data() + slot(block) * most * simd::round_up(dim);
   for (std::int64_t c = 0; c < dim; ++c)
     for (std::int64_t r = 0; r < rows; ++r) transposed[c * most + r] = to[r * row + c];
 }
@@ -49,14 +51,13 @@ void DotGradients::Queries::fill(Store& store, const QueryBlock& block, const Te
 DotGradients::BlockMatrix DotGradients::Queries::matrix(const Store& store, const QueryBlock& block,
                                                         std::int64_t dim) const {
   const std::int64_t most = plan_.most_rows_padded();
-  return {store.rows.data() + plan_.slot(block) * most * simd::round_up(dim, 32),
-          store.transposed.data() + plan_.slot(block) * most * simd::round_up(dim)};
+  return {store.rows.data() + slot(block) * most * simd::round_up(dim, 32),
+          store.transposed.data() + slot(block) * most * simd::round_up(dim)};
 }
 
-DotGradients::DotGradients(const TiledPlan& plan, const BackwardTensors& tensors, const Queries& queries)
+DotGradients::DotGradients(const TiledPlan& plan, const BackwardTensors& tensors)
     : plan_(plan),
       tensors_(tensors),
-      all_queries_(queries),
       level_(simd::DotLevel::avx512_bf16),
       rows_(plan.most_rows_padded()),
       key_row_(simd::round_up(plan.problem().head_dim)),
@@ -92,9 +93,9 @@ void DotGradients::load_keys(int sequence, int kv_head, std::int64_t first, std:
   simd::pack_pairs_transposed(row_.data(), count, values.dim(), values_by_dim_.data(), 2 * width);
 }
 
-void DotGradients::load_queries(const QueryBlock& block) {
-  queries_ = all_queries_.queries(block);
-  grad_outs_ = all_queries_.grad_outs(block);
+void DotGradients::load_queries(const Queries& all, const QueryBlock& block, std::int64_t) {
+  queries_ = all.queries(block);
+  grad_outs_ = all.grad_outs(block);
 }
 
 void DotGradients::scores(ScoreTile& tile) {

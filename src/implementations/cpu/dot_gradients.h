@@ -9,6 +9,7 @@
 // Rows of Q and dO and their transposes are packed once for all key tiles (Queries).
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "base/aligned.h"
@@ -22,6 +23,8 @@ namespace chorale::tiled {
 class DotGradients {
  public:
   static constexpr std::int64_t width = tile_keys;
+  static constexpr std::int64_t row_step =
+      std::numeric_limits<std::int64_t>::max();  // blocks are packed whole
   using Elements = AlignedVector<bfloat16>;
 
   // A [rows, dim] matrix of a block as both sides need it, padded with zeros.
@@ -31,7 +34,9 @@ class DotGradients {
   };
   class Queries {
    public:
-    Queries(const TiledPlan& plan, const BackwardTensors& tensors);
+    Queries(const TiledPlan& plan, const BackwardTensors& tensors) : plan_(plan), tensors_(tensors) {}
+    // Makes room for a sequence's blocks of some KV heads; those of before are gone.
+    void hold(int sequence, int first_head, int heads);
     void prepare(const QueryBlock& block);  // from any thread, once a block
     BlockMatrix queries(const QueryBlock& block) const {
       return matrix(queries_, block, plan_.problem().head_dim);
@@ -44,16 +49,20 @@ class DotGradients {
     struct Store {
       Elements rows, transposed;
     };
-    Store make_store(std::int64_t dim) const;
+    void resize(Store& store, std::int64_t blocks, std::int64_t dim) const;
+    std::int64_t slot(const QueryBlock& block) const {
+      return (block.kv_head - first_head_) * plan_.block_count(block.sequence) + block.index;
+    }
     void fill(Store& store, const QueryBlock& block, const TensorView& tensor, std::int64_t dim);
     BlockMatrix matrix(const Store& store, const QueryBlock& block, std::int64_t dim) const;
 
     const TiledPlan& plan_;
     const BackwardTensors& tensors_;
+    int first_head_ = 0;
     Store queries_, grad_outs_;
   };
 
-  DotGradients(const TiledPlan& plan, const BackwardTensors& tensors, const Queries& queries);
+  DotGradients(const TiledPlan& plan, const BackwardTensors& tensors);
   DotGradients(const DotGradients&) = delete;  // holds pointers to its own rows
 
   std::int64_t key_row() const { return key_row_; }
@@ -61,7 +70,7 @@ class DotGradients {
   simd::DotScope scope() const { return simd::DotScope(level_); }
 
   void load_keys(int sequence, int kv_head, std::int64_t first, std::int64_t count);
-  void load_queries(const QueryBlock& block);
+  void load_queries(const Queries& all, const QueryBlock& block, std::int64_t first_row);
   void scores(ScoreTile& tile);
   void grad_probabilities(ScoreTile& tile, float* out);
   void take(ScoreTile& tile, const float* grad_scores);
@@ -78,7 +87,6 @@ class DotGradients {
 
   const TiledPlan& plan_;
   const BackwardTensors& tensors_;
-  const Queries& all_queries_;
   simd::DotLevel level_;
   std::int64_t rows_;                     // most_rows_padded
   std::int64_t key_row_, value_row_;      // dimensions padded to 16

@@ -24,24 +24,25 @@ Fp32Gradients::Queries::Queries(const TiledPlan& plan, const BackwardTensors& te
     : plan_(plan),
       tensors_(tensors),
       key_row_(row_of(plan.problem().head_dim)),
-      value_row_(row_of(plan.problem().value_dim())) {
-  const std::int64_t rows = std::ssize(plan.blocks()) * plan.most_rows();
-  queries_ = floats(rows * key_row_);
-  grad_outs_ = floats(rows * value_row_);
+      value_row_(row_of(plan.problem().value_dim())) {}
+
+void Fp32Gradients::Queries::hold(int sequence, int first_head, int heads) {
+  first_head_ = first_head;
+  const std::int64_t rows = heads * plan_.sequence_rows(sequence);
+  queries_.resize(static_cast<std::size_t>(rows * key_row_));
+  grad_outs_.resize(static_cast<std::size_t>(rows * value_row_));
 }
 
 void Fp32Gradients::Queries::prepare(const QueryBlock& block) {
-  const std::int64_t first = plan_.slot(block) * plan_.most_rows();
-  load_block(plan_, block, tensors_.q, queries_.data() + first * key_row_, key_row_);
-  load_block(plan_, block, tensors_.grad_out, grad_outs_.data() + first * value_row_, value_row_);
+  load_block(plan_, block, tensors_.q, queries_.data() + row(block) * key_row_, key_row_);
+  load_block(plan_, block, tensors_.grad_out, grad_outs_.data() + row(block) * value_row_, value_row_);
 }
 
-Fp32Gradients::Fp32Gradients(const TiledPlan& plan, const BackwardTensors& tensors, const Queries& queries)
+Fp32Gradients::Fp32Gradients(const TiledPlan& plan, const BackwardTensors& tensors)
     : plan_(plan),
       tensors_(tensors),
       key_row_(row_of(plan.problem().head_dim)),
       value_row_(row_of(plan.problem().value_dim())),
-      all_queries_(queries),
       keys_(floats(width * key_row_)),
       keys_transposed_(keys_),
       key_panels_(keys_),
@@ -60,9 +61,9 @@ void Fp32Gradients::load_keys(int sequence, int kv_head, std::int64_t first, std
   pack_panels(keys_.data(), key_row_, count, key_row_, width, key_panels_.data());
 }
 
-void Fp32Gradients::load_queries(const QueryBlock& block) {
-  queries_ = all_queries_.queries(block);
-  grad_outs_ = all_queries_.grad_outs(block);
+void Fp32Gradients::load_queries(const Queries& all, const QueryBlock& block, std::int64_t first_row) {
+  queries_ = all.queries(block) + first_row * key_row_;
+  grad_outs_ = all.grad_outs(block) + first_row * value_row_;
 }
 
 // out [rows, width] = left [rows, dim] right, the latter in panels of keys.

@@ -1,5 +1,6 @@
 #include "implementations/cpu/gradient_rows.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/float.h"
@@ -8,6 +9,28 @@
 #include "simd/simd.h"
 
 namespace chorale::tiled {
+
+std::vector<WholePass> whole_passes(const TiledPlan& plan) {
+  std::vector<WholePass> passes;
+  for (int sequence = 0; sequence < plan.batch().sequences(); ++sequence)
+    for (int head = 0; head < plan.problem().kv_heads; ++head)
+      passes.push_back(
+          {sequence, head,
+           static_cast<double>(plan.sequence_rows(sequence)) * static_cast<double>(plan.keys(sequence))});
+  std::stable_sort(passes.begin(), passes.end(),
+                   [](const WholePass& x, const WholePass& y) { return x.cost > y.cost; });
+  return passes;
+}
+
+bool end_before_two_passes(const std::vector<WholePass>& passes, int threads) {
+  std::vector<double> busy(static_cast<std::size_t>(threads));  // how long each thread is
+  double all = 0;
+  for (const WholePass& pass : passes) {
+    *std::min_element(busy.begin(), busy.end()) += pass.cost;
+    all += pass.cost;
+  }
+  return 5 * *std::max_element(busy.begin(), busy.end()) <= 7 * all / threads;
+}
 
 std::vector<float> row_deltas(const TiledPlan& plan, const BackwardTensors& tensors) {
   const std::int64_t heads = plan.problem().query_heads, dim = plan.problem().value_dim();

@@ -1,4 +1,4 @@
-// What every schedule of the backward pass does with single rows.
+// What every schedule of the backward pass does alike: tasks, and work on single rows.
 #pragma once
 
 #include <vector>
@@ -6,6 +6,17 @@
 #include "implementations/cpu/plan.h"
 
 namespace chorale::tiled {
+
+// A task that makes all gradients of one sequence and KV head, with five products of each pair of a query
+// block and a key tile.
+struct WholePass {
+  int sequence, kv_head;
+  double cost;  // pairs of rows and keys
+};
+std::vector<WholePass> whole_passes(const TiledPlan& plan);  // the longest first
+// Whether they are done sooner than tasks of a first pass over keys and a second over queries, which are as
+// many as the threads want but make seven products.
+bool end_before_two_passes(const std::vector<WholePass>& passes, int threads);
 
 // grad_out . out of every row: [total_q, query_heads].
 std::vector<float> row_deltas(const TiledPlan& plan, const BackwardTensors& tensors);

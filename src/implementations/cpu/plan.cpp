@@ -16,7 +16,6 @@ TiledPlan::TiledPlan(std::string_view implementation, Problem bound, Batch step,
       scale_(problem().scale_or_default() * (is_mutant(mutant, Mutant::scale_1_01) ? 1.01f : 1.0f)),
       visibility_(*this) {
   for (int sequence = 0; sequence < batch().sequences(); ++sequence) {
-    first_slot_.push_back(static_cast<std::int64_t>(blocks_.size()));
     for (std::int64_t index = 0; index < block_count(sequence); ++index)
       for (int head = 0; head < problem().kv_heads; ++head) {
         blocks_.push_back(block(sequence, head, index));
@@ -33,11 +32,6 @@ TiledPlan::TiledPlan(std::string_view implementation, Problem bound, Batch step,
 QueryBlock TiledPlan::block(int sequence, int kv_head, std::int64_t index) const {
   const std::int64_t first = index * positions_;
   return {sequence, kv_head, index, first, std::min(positions_, batch().q_len(sequence) - first)};
-}
-
-std::int64_t TiledPlan::slot(const QueryBlock& block) const {
-  return first_slot_[static_cast<std::size_t>(block.sequence)] + block.kv_head * block_count(block.sequence) +
-         block.index;
 }
 
 std::int64_t TiledPlan::keys(int sequence) const {

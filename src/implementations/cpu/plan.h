@@ -35,8 +35,6 @@ class TiledPlan : public Plan {
     return (batch().q_len(sequence) + positions_ - 1) / positions_;
   }
   QueryBlock block(int sequence, int kv_head, std::int64_t index) const;
-  // Numbers the blocks of the batch by sequence, KV head and index.
-  std::int64_t slot(const QueryBlock& block) const;
   std::int64_t most_rows() const { return most_rows_; }  // of any block
   std::int64_t most_rows_padded() const { return (most_rows_ + 31) / 32 * 32; }
   Arithmetic arithmetic() const { return arithmetic_; }
@@ -80,7 +78,6 @@ class TiledPlan : public Plan {
   std::int64_t positions_;  // of a full block
   std::int64_t most_rows_ = 0;
   std::vector<QueryBlock> blocks_;
-  std::vector<std::int64_t> first_slot_;  // of each sequence
   Arithmetic arithmetic_;
   int threads_;
   Mutant mutant_;

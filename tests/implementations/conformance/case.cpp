@@ -286,7 +286,7 @@ Stored store(DType dtype, std::span<const std::int64_t> shape, Arrangement arran
     if (heads && arrangement == Arrangement::padded) step += 3;
   }
   constexpr std::int64_t guard = 5;
-  const std::int64_t begin = arrangement == Arrangement::misaligned ? 1 : 16;
+  const std::int64_t begin = arrangement == Arrangement::misaligned ? 1 : 32;  // whole cache lines
   stored.memory = Tensor::zeros(dtype, {begin + step + guard});
   for (std::int64_t i = 0; i < stored.memory.elements(); ++i) {
     store_element(stored.memory.view().data, dtype, i, std::isnan(background) ? poison(i) : background);
