@@ -1,6 +1,8 @@
 // The arguments of the matrix product, shared by its callers (simd.cpp) and its kernels (product-inl.h).
 #pragma once
 
+#include <cstddef>
+
 #include "chorale/tensor.h"
 #include "simd/simd.h"
 
@@ -31,7 +33,8 @@ struct RowsArguments {
   std::int64_t rows;  // of a and out
   const float* a;
   std::int64_t a_row;
-  const float* const* b;  // b[j] points at `columns` values, for j < b_rows
+  const std::byte* const* b;  // b[j] points at `columns` values, for j < b_rows
+  DType b_dtype;              // of them: not of 8 bits
   std::int64_t b_rows, columns;
   float* out;
   std::int64_t out_row;

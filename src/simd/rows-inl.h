@@ -1,9 +1,9 @@
 // Products of a few rows with rows that lie anywhere (RowsArguments in product.h). Compiled once for each
 // instruction set.
 //
-// With a few rows no operand is worth packing: each value is loaded once, and what it is loaded into is
-// already the register that the products want. Columns of b^T are made of blocks of as many rows as a
-// register has lanes, transposed in registers.
+// With a few rows no operand is worth packing: each value is loaded once, widened if it is of 16 bits, and
+// what it is loaded into is already the register that the products want. Columns of b^T are made of blocks of
+// as many rows as a register has lanes, transposed in registers.
 
 #if defined(CHORALE_SIMD_ROWS_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef CHORALE_SIMD_ROWS_INL_H
@@ -14,6 +14,9 @@
 
 #include <hwy/highway.h>
 
+#include <cstring>
+
+#include "simd/codecs-inl.h"
 #include "simd/product.h"
 #include "simd/transpose_16.h"
 
@@ -54,14 +57,22 @@ HWY_INLINE void transpose_registers([[maybe_unused]] RowVector (&block)[row_lane
 #endif  // never called on others
 }
 
+template <class Codec>
+HWY_INLINE RowVector load(const std::byte* row, std::int64_t column) {
+  const auto* from = reinterpret_cast<const typename Codec::Bits*>(row) + column;
+  return Codec::widen(hn::LoadU(typename Codec::DB(), from));
+}
 // `count` values, zeros after them; nothing past them is touched.
-HWY_INLINE RowVector load_part(const float* from, std::int64_t count) {
-  const hn::CappedTag<float, 16> d;
-  return hn::MaskedLoad(hn::FirstN(d, static_cast<std::size_t>(count)), d, from);
+template <class Codec>
+HWY_INLINE RowVector load_part(const std::byte* row, std::int64_t column, std::int64_t count) {
+  typename Codec::Bits part[row_lanes] = {};
+  std::memcpy(part, reinterpret_cast<const typename Codec::Bits*>(row) + column,
+              static_cast<std::size_t>(count) * sizeof(typename Codec::Bits));
+  return Codec::widen(hn::LoadU(typename Codec::DB(), part));
 }
 
 // out[i][j] for Rows rows of a and one register of rows of b.
-template <int Rows>
+template <class Codec, int Rows>
 HWY_INLINE void transposed_block(const RowsArguments& p, std::int64_t first, std::int64_t j) {
   const hn::CappedTag<float, 16> d;
   constexpr std::int64_t N = row_lanes;
@@ -70,14 +81,14 @@ HWY_INLINE void transposed_block(const RowsArguments& p, std::int64_t first, std
   for (RowVector& sum : sums) sum = hn::Zero(d);
   std::int64_t c = 0;
   for (; c + N <= p.columns; c += N) {
-    for (int i = 0; i < N; ++i) block[i] = hn::LoadU(d, p.b[j + i] + c);
+    for (int i = 0; i < N; ++i) block[i] = load<Codec>(p.b[j + i], c);
     transpose_registers(block);
     for (int k = 0; k < N; ++k)
       for (int r = 0; r < Rows; ++r)
         sums[r] = hn::MulAdd(hn::Set(d, a[r * p.a_row + c + k]), block[k], sums[r]);
   }
   if (const std::int64_t left = p.columns - c; left > 0) {
-    for (int i = 0; i < N; ++i) block[i] = load_part(p.b[j + i] + c, left);
+    for (int i = 0; i < N; ++i) block[i] = load_part<Codec>(p.b[j + i], c, left);
     transpose_registers(block);
     alignas(64) float columns[N * N];
     for (int k = 0; k < N; ++k) hn::Store(block[k], d, columns + k * N);
@@ -90,7 +101,7 @@ HWY_INLINE void transposed_block(const RowsArguments& p, std::int64_t first, std
 
 // out[i][c] for Rows rows and Vectors registers of columns, over all rows of b. Of the last register only
 // `last` columns are there.
-template <int Rows, int Vectors>
+template <class Codec, int Rows, int Vectors>
 HWY_INLINE void sum_block(const RowsArguments& p, std::int64_t first, std::int64_t column,
                           std::int64_t last) {
   const hn::CappedTag<float, 16> d;
@@ -101,10 +112,10 @@ HWY_INLINE void sum_block(const RowsArguments& p, std::int64_t first, std::int64
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) sums[r][v] = hn::LoadU(d, out + r * p.out_row + v * N);
   for (std::int64_t j = 0; j < p.b_rows; ++j) {
-    const float* b = p.b[j] + column;
     RowVector columns[Vectors];
     for (int v = 0; v < Vectors; ++v)
-      columns[v] = Vectors == 1 && last < N ? load_part(b, last) : hn::LoadU(d, b + v * N);
+      columns[v] = Vectors == 1 && last < N ? load_part<Codec>(p.b[j], column, last)
+                                            : load<Codec>(p.b[j], column + v * N);
     for (int r = 0; r < Rows; ++r) {
       const RowVector x = hn::Set(d, a[r * p.a_row + j]);
       for (int v = 0; v < Vectors; ++v) sums[r][v] = hn::MulAdd(x, columns[v], sums[r][v]);
@@ -114,26 +125,29 @@ HWY_INLINE void sum_block(const RowsArguments& p, std::int64_t first, std::int64
     for (int v = 0; v < Vectors; ++v) hn::StoreU(sums[r][v], d, out + r * p.out_row + v * N);
 }
 
-template <int Rows, int Wide>
+template <class Codec, int Rows, int Wide>
 HWY_INLINE void sum_columns(const RowsArguments& p, std::int64_t first, std::int64_t column) {
   for (; column + Wide * row_lanes <= p.columns; column += Wide * row_lanes)
-    sum_block<Rows, Wide>(p, first, column, row_lanes);
-  if constexpr (Wide > 1) return sum_columns<Rows, Wide / 2>(p, first, column);
-  if (column < p.columns) sum_block<Rows, 1>(p, first, column, p.columns - column);
+    sum_block<Codec, Rows, Wide>(p, first, column, row_lanes);
+  if constexpr (Wide > 1) return sum_columns<Codec, Rows, Wide / 2>(p, first, column);
+  if (column < p.columns) sum_block<Codec, Rows, 1>(p, first, column, p.columns - column);
 }
 
+template <class Codec>
 struct Transposed {
   template <int Rows>
   static HWY_INLINE void run(const RowsArguments& p, std::int64_t first) {
-    for (std::int64_t j = 0; j < round_up(p.b_rows); j += row_lanes) transposed_block<Rows>(p, first, j);
+    for (std::int64_t j = 0; j < round_up(p.b_rows); j += row_lanes)
+      transposed_block<Codec, Rows>(p, first, j);
   }
 };
+template <class Codec>
 struct Sum {
   template <int Rows>
   static HWY_INLINE void run(const RowsArguments& p, std::int64_t first) {
     constexpr int accumulators = row_lanes == 16 ? 16 : 8;
     constexpr int widest = Rows <= 2 ? accumulators / 2 : Rows <= 4 ? accumulators / 4 : 2;
-    sum_columns<Rows, widest>(p, first, 0);
+    sum_columns<Codec, Rows, widest>(p, first, 0);
   }
 };
 
@@ -163,8 +177,15 @@ HWY_INLINE void for_rows(const RowsArguments& p) {
   }
 }
 
-HWY_NOINLINE void product_rows_transposed(const RowsArguments& p) { for_rows<Transposed>(p); }
-HWY_NOINLINE void product_rows(const RowsArguments& p) { for_rows<Sum>(p); }
+template <template <class> class Product>
+HWY_INLINE void for_rows_of_type(const RowsArguments& p) {
+  if (p.b_dtype == DType::bfloat16) return for_rows<Product<Bfloat16Codec>>(p);
+  if (p.b_dtype == DType::float16) return for_rows<Product<Float16Codec>>(p);
+  for_rows<Product<Float32Codec>>(p);
+}
+
+HWY_NOINLINE void product_rows_transposed(const RowsArguments& p) { for_rows_of_type<Transposed>(p); }
+HWY_NOINLINE void product_rows(const RowsArguments& p) { for_rows_of_type<Sum>(p); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace chorale::simd

@@ -23,6 +23,7 @@
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
 #include <hwy/highway.h>
 
+#include "simd/codecs-inl.h"
 #include "simd/math-inl.h"
 #include "simd/product-inl.h"
 #include "simd/rows-inl.h"
@@ -279,68 +280,6 @@ HWY_INLINE void softmax_rows_with(const float* x, std::int64_t x_row, std::int64
   for (; r < rows; ++r)
     softmax_block<1>(x + r * x_row, x_row, count, before + r, factor, to + r, store_at(r));
 }
-
-// Narrow types, a vector at a time: widen(vector of bits) and narrow(vector of float) are per type.
-struct Bfloat16Codec {
-  using Bits = std::uint16_t;
-  using DB = hn::Rebind<Bits, D>;
-  using DU = hn::RebindToUnsigned<D>;
-  static HWY_INLINE V widen(hn::Vec<DB> x) {
-    return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), x)));
-  }
-  static HWY_INLINE hn::Vec<DB> narrow(V x) {
-    const DU du;
-    const auto bits = hn::BitCast(du, x);
-    const auto upper = hn::ShiftRight<16>(bits);
-    const auto odd = hn::And(upper, hn::Set(du, 1));
-    const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
-    const auto nan = hn::RebindMask(du, hn::IsNaN(x));
-    return hn::TruncateTo(DB(), hn::IfThenElse(nan, hn::Or(upper, hn::Set(du, 0x40)), rounded));
-  }
-};
-struct Float16Codec {
-  using Bits = std::uint16_t;
-  using DB = hn::Rebind<Bits, D>;
-  using DH = hn::Rebind<hwy::float16_t, D>;
-  static HWY_INLINE V widen(hn::Vec<DB> x) { return hn::PromoteTo(D(), hn::BitCast(DH(), x)); }
-  static HWY_INLINE hn::Vec<DB> narrow(V x) { return hn::BitCast(DB(), hn::DemoteTo(DH(), x)); }
-};
-
-// As base/float.cpp does it, all cases at once.
-struct Float8E4m3Codec {
-  using Bits = std::uint8_t;
-  using DB = hn::Rebind<Bits, D>;
-  using DU = hn::RebindToUnsigned<D>;
-  static HWY_INLINE V widen(hn::Vec<DB> x) {
-    const DU du;
-    const hn::RebindToSigned<D> di;
-    const auto code = hn::PromoteTo(du, x);
-    const auto magnitude = hn::And(code, hn::Set(du, 0x7f));
-    const auto sign = hn::ShiftLeft<24>(hn::And(code, hn::Set(du, 0x80)));
-    const auto normal = hn::ShiftLeft<20>(hn::Add(magnitude, hn::Set(du, 120u << 3)));
-    const auto subnormal =
-        hn::BitCast(du, hn::Mul(hn::ConvertTo(D(), hn::BitCast(di, magnitude)), hn::Set(D(), 0x1p-9f)));
-    const auto finite = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 8)), subnormal, normal);
-    return hn::BitCast(D(), hn::Or(sign, hn::IfThenElse(hn::Eq(magnitude, hn::Set(du, 0x7f)),
-                                                        hn::Set(du, 0x7fc00000), finite)));
-  }
-  static HWY_INLINE hn::Vec<DB> narrow(V x) {
-    const DU du;
-    const auto bits = hn::BitCast(du, x);
-    const auto magnitude = hn::And(bits, hn::Set(du, 0x7fffffff));
-    const auto sign = hn::And(hn::ShiftRight<24>(bits), hn::Set(du, 0x80));
-    const auto odd = hn::And(hn::ShiftRight<20>(magnitude), hn::Set(du, 1));
-    const auto rounded = hn::Add(hn::Add(magnitude, hn::Set(du, 0x7ffff)), odd);
-    const auto normal = hn::ShiftRight<20>(hn::Sub(rounded, hn::Set(du, 120u << 23)));
-    const V shift = hn::Set(D(), 0x1p14f);
-    const auto subnormal =
-        hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(D(), magnitude), shift)), hn::BitCast(du, shift));
-    auto code = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 0x3c800000)), subnormal, normal);
-    code = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 0x43e00000)), code, hn::Set(du, 0x7e));
-    code = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x7f800000)), hn::Set(du, 0x7f), code);
-    return hn::TruncateTo(DB(), hn::Or(sign, code));
-  }
-};
 
 template <class Codec>
 HWY_INLINE void widen_array(const typename Codec::Bits* from, float* to, std::int64_t count) {

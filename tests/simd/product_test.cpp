@@ -75,48 +75,58 @@ TEST(Product, LeavesInvisiblePairsOut) {
 
 // Rows that lie apart, in memory that ends with them.
 struct Rows {
-  Rows(std::int64_t count, std::int64_t columns) : values(static_cast<std::size_t>(count)) {
+  Rows(std::int64_t count, std::int64_t columns, DType dtype)
+      : values(static_cast<std::size_t>(count)), memory(values.size()) {
     for (std::size_t i = 0; i < values.size(); ++i) {
       values[i] = random_values(static_cast<std::size_t>(columns), static_cast<unsigned>(20 + i));
-      pointers.push_back(values[i].data());
+      memory[i].resize(values[i].size() * size_of(dtype));
+      simd::from_float(values[i].data(), dtype, memory[i].data(), columns);
+      simd::to_float(memory[i].data(), dtype, values[i].data(), columns);  // as rounded
+      pointers.push_back(memory[i].data());
     }
     // Read, but nobody looks at what comes of it.
     pointers.resize(static_cast<std::size_t>(simd::round_up(count)), pointers[0]);
   }
   std::vector<std::vector<float>> values;
-  std::vector<const float*> pointers;
+  std::vector<std::vector<std::byte>> memory;
+  std::vector<const std::byte*> pointers;
 };
 
-TEST(RowsProduct, TransposedIsOneChainPerElement) {
+class RowsProduct : public testing::TestWithParam<DType> {};
+INSTANTIATE_TEST_SUITE_P(Types, RowsProduct, testing::Values(DType::float32, DType::bfloat16, DType::float16),
+                         [](const auto& type) { return std::string(name(type.param)); });
+
+TEST_P(RowsProduct, TransposedIsOneChainPerElement) {
   for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16})
     for (const std::int64_t b_rows : {1, 8, 15, 16, 17, 33, 64})
       for (const std::int64_t columns : {1, 7, 8, 15, 16, 24, 40, 128}) {
-        const Rows b(b_rows, columns);
+        const Rows b(b_rows, columns, GetParam());
         const std::int64_t width = simd::round_up(b_rows) + 1;
         const auto a = random_values(static_cast<std::size_t>(rows * columns), 11);
         std::vector<float> out(static_cast<std::size_t>(rows * width), 7.0f);
         simd::product_rows_transposed(
-            {rows, a.data(), columns, b.pointers.data(), b_rows, columns, out.data(), width});
+            {rows, a.data(), columns, b.pointers.data(), GetParam(), b_rows, columns, out.data(), width});
         for (std::int64_t i = 0; i < rows; ++i) {
           for (std::int64_t j = 0; j < b_rows; ++j)
             ASSERT_EQ(out[i * width + j], chain(a.data() + i * columns, 1,
-                                                b.pointers[static_cast<std::size_t>(j)], 1, columns, 0))
+                                                b.values[static_cast<std::size_t>(j)].data(), 1, columns, 0))
                 << rows << "x" << b_rows << "x" << columns << " at " << i << ", " << j;
           ASSERT_EQ(out[i * width + width - 1], 7.0f);
         }
       }
 }
 
-TEST(RowsProduct, GoesOnFromOut) {
+TEST_P(RowsProduct, GoesOnFromOut) {
   for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16})
     for (const std::int64_t b_rows : {1, 3, 64})
       for (const std::int64_t columns : {1, 7, 8, 15, 16, 24, 80, 128, 136}) {
-        const Rows b(b_rows, columns);
+        const Rows b(b_rows, columns, GetParam());
         const std::int64_t width = simd::round_up(columns) + 1;
         const auto a = random_values(static_cast<std::size_t>(rows * b_rows), 12);
         auto out = random_values(static_cast<std::size_t>(rows * width), 13);
         const auto before = out;
-        simd::product_rows({rows, a.data(), b_rows, b.pointers.data(), b_rows, columns, out.data(), width});
+        simd::product_rows(
+            {rows, a.data(), b_rows, b.pointers.data(), GetParam(), b_rows, columns, out.data(), width});
         for (std::int64_t i = 0; i < rows; ++i) {
           for (std::int64_t c = 0; c < columns; ++c) {
             float expected = before[i * width + c];

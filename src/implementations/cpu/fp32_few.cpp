@@ -43,12 +43,13 @@ class RowsEngine {
   // `count` rows from the first-th of the tile on.
   void scores(const float* queries, const KeyRows& keys, ScoreTile& tile, std::int64_t first,
               std::int64_t count) {
-    locate(keys, tile.first() + first, count);
+    const DType dtype = locate(keys, tile.first() + first, count);
     std::fill(rows_.begin() + count, rows_.end(), rows_[0]);  // their scores are not looked at
     simd::product_rows_transposed({.rows = tile.rows(),
                                    .a = queries,
                                    .a_row = dim_,
                                    .b = rows_.data(),
+                                   .b_dtype = dtype,
                                    .b_rows = count,
                                    .columns = dim_,
                                    .out = tile.data() + first,
@@ -59,11 +60,12 @@ class RowsEngine {
   }
   void accumulate(const KeyRows& values, ScoreTile& tile, std::int64_t first, std::int64_t count, float* out,
                   std::int64_t out_row) {
-    locate(values, tile.first() + first, count);
+    const DType dtype = locate(values, tile.first() + first, count);
     simd::product_rows({.rows = tile.rows(),
                         .a = tile.data() + first,
                         .a_row = width,
                         .b = rows_.data(),
+                        .b_dtype = dtype,
                         .b_rows = count,
                         .columns = value_dim_,
                         .out = out,
@@ -72,26 +74,23 @@ class RowsEngine {
   // Whether hidden pairs of the tile must be left out one by one; if so it has been done.
   bool accumulate_visible(const KeyRows& values, ScoreTile& tile, float* out, std::int64_t out_row) {
     if (tile.visible() == nullptr) return false;
-    locate(values, tile.first(), tile.count());
-    const auto is_finite = [&](const float* row) { return all_finite(row, value_dim_); };
-    if (std::all_of(rows_.begin(), rows_.begin() + tile.count(), is_finite)) return false;
     const std::int64_t row = simd::round_up(value_dim_);
     AlignedVector<float> copy(static_cast<std::size_t>(tile.count() * row));
-    for (std::int64_t i = 0; i < tile.count(); ++i)
-      std::copy_n(rows_[static_cast<std::size_t>(i)], value_dim_, copy.data() + i * row);
+    values.load(tile.first(), tile.count(), copy.data(), row);
+    if (all_finite(copy.data(), tile.count() * row)) return false;
     simd::multiply_visible({tile.rows(), value_dim_, tile.count()}, {tile.data(), width, 1}, copy.data(), row,
                            tile.visible(), out, out_row, true);
     return true;
   }
 
  private:
-  void locate(const KeyRows& of, std::int64_t first, std::int64_t count) {
-    of.float_rows(first, count, rows_.data(), scratch_.data());
+  DType locate(const KeyRows& of, std::int64_t first, std::int64_t count) {
+    return of.typed_rows(first, count, rows_.data(), scratch_.data());
   }
 
   std::int64_t dim_, value_dim_;
-  std::array<const float*, width> rows_;
-  AlignedVector<float> scratch_;  // rows that are not float32 where they lie
+  std::array<const std::byte*, width> rows_;
+  AlignedVector<float> scratch_;  // rows that do not lie as products read them
 };
 
 class Fp32Few {

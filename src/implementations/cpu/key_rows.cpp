@@ -101,15 +101,17 @@ void KeyRows::rows(std::int64_t first, std::int64_t count, const bfloat16** out,
   }
 }
 
-void KeyRows::float_rows(std::int64_t first, std::int64_t count, const float** out, float* scratch) const {
-  addresses(first, count, reinterpret_cast<const std::byte**>(out));
-  if (is_direct() && dtype_ == DType::float32) return;
+DType KeyRows::typed_rows(std::int64_t first, std::int64_t count, const std::byte** out,
+                          float* scratch) const {
+  addresses(first, count, out);
+  if (is_direct()) return dtype_;
   for (std::int64_t i = 0; i < count; ++i) {
     float* converted = scratch + i * dim_;
-    load_row(reinterpret_cast<const std::byte*>(out[i]), dtype_, dim_stride_, dim_, converted);
+    load_row(out[i], dtype_, dim_stride_, dim_, converted);
     if (scale_ != 0) dequantise(converted);
-    out[i] = converted;
+    out[i] = reinterpret_cast<const std::byte*>(converted);
   }
+  return DType::float32;
 }
 
 void KeyRows::load(std::int64_t first, std::int64_t count, float* out, std::int64_t out_row) const {

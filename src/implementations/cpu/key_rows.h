@@ -31,8 +31,8 @@ class KeyRows {
   void locate(std::int64_t first, std::int64_t count, const bfloat16** rows, bfloat16* scratch) const;
   // The same without asking for more.
   void rows(std::int64_t first, std::int64_t count, const bfloat16** rows, bfloat16* scratch) const;
-  // The same of a problem of any type, as float32.
-  void float_rows(std::int64_t first, std::int64_t count, const float** rows, float* scratch) const;
+  // The same of a problem of any type; of float32 where they are gathered. Returns their type.
+  DType typed_rows(std::int64_t first, std::int64_t count, const std::byte** rows, float* scratch) const;
   // Where the rows lie in the tensor.
   void addresses(std::int64_t first, std::int64_t count, const std::byte** rows) const;
   std::int64_t row_bytes() const { return dim_ * static_cast<std::int64_t>(size_of(dtype_)); }
