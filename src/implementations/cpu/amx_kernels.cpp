@@ -330,8 +330,6 @@ CHORALE_AMX void unpack(const float* out, std::int64_t dim, float* rows) {
     }
 }
 
-CHORALE_AMX void fence() { _mm_sfence(); }
-
 CHORALE_AMX void store_quotients(const float* out, const float* divisors, std::int64_t count,
                                  std::int64_t dim, bool past_caches, bfloat16* const* rows) {
   const __m512 one = _mm512_set1_ps(1);

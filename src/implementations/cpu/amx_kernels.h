@@ -78,10 +78,9 @@ void merge(const Lanes& later, const float* later_out, float factor, std::int64_
 // rows[strip_rows][padded(dim)] from out.
 void unpack(const float* out, std::int64_t dim, float* rows);
 // rows[i][dim] = out (1 / divisors[strip_rows]), rounded to bfloat16 once, for `count` rows; with one zero,
-// +0. `past_caches`: whole lines go to memory without being read first; fence() before others read them.
+// +0. `past_caches`: whole lines go to memory without being read first; a fence before others read them.
 void store_quotients(const float* out, const float* divisors, std::int64_t count, std::int64_t dim,
                      bool past_caches, bfloat16* const* rows);
-void fence();
 
 // The same for up to 16 rows, where keys are not packed and values are paired as they lie:
 //     scores   [32 keys][16]

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 
 #include "base/aligned.h"
 #include "base/threads.h"
@@ -60,7 +61,7 @@ class AmxMany : amx::Pass {
     parallel_for(static_cast<std::int64_t>(groups.size()), plan_.threads(), [&](std::int64_t i, int worker) {
       const simd::DotScope scope(simd::DotLevel::amx);
       attend(groups[static_cast<std::size_t>(i)], at(worker));
-      if (past_caches_) amx::fence();
+      if (past_caches_) std::atomic_thread_fence(std::memory_order_seq_cst);
     });
   }
 

@@ -103,7 +103,6 @@ inline void _mm512_storeu_ps(void* to, __m512 x) { std::memcpy(to, &x, sizeof x)
 inline void _mm512_store_ps(void* to, __m512 x) { std::memcpy(emulated::aligned(to), &x, sizeof x); }
 inline void _mm512_storeu_si512(void* to, __m512i x) { std::memcpy(to, &x, sizeof x); }
 inline void _mm512_stream_si512(void* to, __m512i x) { std::memcpy(emulated::aligned(to), &x, sizeof x); }
-inline void _mm_sfence() {}
 inline void _mm512_store_si512(void* to, __m512i x) { std::memcpy(emulated::aligned(to), &x, sizeof x); }
 inline void _mm512_mask_store_ps(void* to, __mmask16 mask, __m512 x) {
   emulated::aligned(to);
