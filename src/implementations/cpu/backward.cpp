@@ -78,9 +78,7 @@ class Backward {
 
   Worker& at(int index) { return workers_.at(index, *this); }
 
-  std::int64_t tiles(int sequence) const {
-    return (plan_.keys(sequence) + Engine::width - 1) / Engine::width;
-  }
+  std::int64_t tiles(int sequence) const { return plan_.blocks_of(plan_.keys(sequence), Engine::width); }
   KeyTile tile(int sequence, std::int64_t index) const {
     return {index * Engine::width, std::min(Engine::width, plan_.keys(sequence) - index * Engine::width)};
   }
@@ -117,10 +115,9 @@ class Backward {
     };
     each_head(plan_.block_count(sequence),
               [&](int head, std::int64_t i, Worker&) { queries_.prepare(plan_.block(sequence, head, i)); });
-    each_head((tiles(sequence) + tiles_at_once - 1) / tiles_at_once,
-              [&](int head, std::int64_t i, Worker& worker) {
-                key_tiles(sequence, head, i * tiles_at_once, queries_, worker, nullptr);
-              });
+    each_head(plan_.blocks_of(tiles(sequence), tiles_at_once), [&](int head, std::int64_t i, Worker& worker) {
+      key_tiles(sequence, head, i * tiles_at_once, queries_, worker, nullptr);
+    });
     each_head(plan_.block_count(sequence), [&](int head, std::int64_t i, Worker& worker) {
       query_block(plan_.block(sequence, head, i), queries_, worker);
     });
