@@ -44,7 +44,7 @@ inline constexpr int function_max_dynamic_shared = 8;
 inline constexpr int event_disable_timing = 2;
 inline constexpr int attribute_cluster = 4, attribute_programmatic_serialization = 6;
 inline constexpr int tensor_uint8 = 0, tensor_float16 = 6, tensor_bfloat16 = 9;
-inline constexpr int tensor_swizzle_128 = 3, tensor_promotion_l2_256 = 3;
+inline constexpr int tensor_swizzle_128 = 3, tensor_promotion_l2_128 = 2;
 inline constexpr int error_not_ready = 600;
 inline constexpr int capture_none = 0, capture_active = 1;  // of a stream
 inline constexpr int capture_thread_local = 1, capture_relaxed = 2;
