@@ -286,9 +286,17 @@ __device__ __forceinline__ void wait_for_stores_read() {
 __device__ __forceinline__ void wait_for_stores() {
   asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
-// The same as copy_box of a tensor of 4 or 5 dimensions that is read once: it is the first to leave the L2
+// The same as copy_box of a tensor of 3 to 5 dimensions that is read once: it is the first to leave the L2
 // cache.
 constexpr u64 evict_first = 0x12f0000000000000;  // as createpolicy makes it
+__device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1,
+                                                  int c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, "
+      "{%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "l"(evict_first)
+      : "memory");
+}
 __device__ __forceinline__ void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1,
                                                   int c2, int c3) {
   asm volatile(

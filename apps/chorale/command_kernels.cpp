@@ -98,6 +98,16 @@ void print_table(const std::vector<CompiledKey>& rows, const std::string& arch, 
   if (notes.empty()) fmt::print("kept in {}\n", folder);
 }
 
+// All kernels of a problem have one program.cuh, or none.
+void print_sources(std::span<const CompiledKey> rows) {
+  const std::string* program = nullptr;
+  for (const CompiledKey& row : rows) {
+    fmt::print("{}\n", cuda::kernel_source(row.key));
+    if (!row.key.program.empty()) program = &row.key.program;
+  }
+  if (program != nullptr) fmt::print("// program.cuh\n{}", *program);
+}
+
 Result<int> run_kernels(const KernelsArguments& arguments) {
   CHORALE_ASSIGN_OR_RETURN(const RolloutFile file, read_rollout_file(arguments.file, arguments.overrides));
   const Problem& problem = file.problem;
@@ -105,9 +115,12 @@ Result<int> run_kernels(const KernelsArguments& arguments) {
 
   std::vector<CompiledKey> rows;
   for (KernelKey& key : kernels_of(problem, file.run.rollout.page_size)) rows.push_back({std::move(key)});
-  if (arguments.list || arguments.source) {
-    for (const CompiledKey& row : rows)
-      fmt::print("{}\n", arguments.source ? cuda::kernel_source(row.key) : row.key.describe());
+  if (arguments.list) {
+    for (const CompiledKey& row : rows) fmt::print("{}\n", row.key.describe());
+    return exit_ok;
+  }
+  if (arguments.source) {
+    print_sources(rows);
     return exit_ok;
   }
   CHORALE_ASSIGN_OR_RETURN(const cuda::Nvrtc* nvrtc, cuda::Nvrtc::get());
@@ -143,7 +156,7 @@ void add_kernels_command(CLI::App& app, Action& action) {
   command->add_option("overrides", arguments->overrides, "key=value, in the place of what the file says");
   command->add_option("--arch", arguments->arch, "What to compile for")->capture_default_str();
   command->add_flag("--list", arguments->list, "Only list them");
-  command->add_flag("--source", arguments->source, "Only print what would be compiled");
+  command->add_flag("--source", arguments->source, "Only print what would be compiled: each kernel's constants, and the programs");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments, &action] { action = [arguments] { return run_kernels(*arguments); }; });
 }

@@ -174,7 +174,7 @@ inline void copy_box(void* to, const void* map, u64* barrier, int c0, int c1, in
                      int c4 = 0) {
   copy_box(emulation::Map::at(map), shared_address(to), shared_address(barrier), {c0, c1, c2, c3, c4});
 }
-inline void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2, int c3,
+inline void copy_streamed_box(void* to, const void* map, u64* barrier, int c0, int c1, int c2, int c3 = 0,
                               int c4 = 0) {
   copy_box(to, map, barrier, c0, c1, c2, c3, c4);
 }
