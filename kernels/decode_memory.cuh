@@ -134,8 +134,8 @@ constexpr int item_words = sizeof(SplitItem) / 4;  // each written by a lane
 
 constexpr int shared_limit = 232448;
 constexpr int slots_that_fit = (shared_limit - int(sizeof(DecodeShared)) - 2048) / (slab_bytes + 16);
-// Where the memory's bandwidth alone decides, a power of two: four slots of 32 KB reach 3% more of it than six,
-// or than three or five (docs/cuda_decode.md). What has more to compute takes all that fit.
+// Where the memory's bandwidth alone decides, a power of two: four slots of 32 KB reach 3% more of it than
+// six, or than three or five (docs/cuda_decode.md). What has more to compute takes all that fit.
 constexpr bool is_bound_by_memory = row_groups == 1 && !Config::fp8_cache && !copies_rows;
 constexpr int most_slots = slots_that_fit < 32 ? slots_that_fit : 32,
               power_of_two = most_slots >= 32   ? 32

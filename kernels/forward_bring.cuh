@@ -64,8 +64,8 @@ __device__ void take_items(const ForwardParams& params, ForwardMemory& shared) {
     }
     mbarrier_arrive_expect_bytes(full, Config::rows * block_row_bytes * key_blocks);
     for (int column = 0; column < key_blocks; ++column)
-      copy_streamed_box(shared.query[query.index] + column * (forward_rows * block_row_bytes), &params.q, full,
-                        column * block_columns, item.kv_head * Config::group, item.q_row);
+      copy_streamed_box(shared.query[query.index] + column * (forward_rows * block_row_bytes), &params.q,
+                        full, column * block_columns, item.kv_head * Config::group, item.q_row);
   }
 }
 

@@ -156,7 +156,8 @@ void add_kernels_command(CLI::App& app, Action& action) {
   command->add_option("overrides", arguments->overrides, "key=value, in the place of what the file says");
   command->add_option("--arch", arguments->arch, "What to compile for")->capture_default_str();
   command->add_flag("--list", arguments->list, "Only list them");
-  command->add_flag("--source", arguments->source, "Only print what would be compiled: each kernel's constants, and the programs");
+  command->add_flag("--source", arguments->source,
+                    "Only print what would be compiled: each kernel's constants, and the programs");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments, &action] { action = [arguments] { return run_kernels(*arguments); }; });
 }
