@@ -83,12 +83,11 @@ __device__ __forceinline__ int column_of(int half) {
   return Config::fp8_cache ? 2 * g + half : g + 8 * half;
 }
 // The element of a tile's values, as load_values() sees it.
-__device__ __forceinline__ float value_element(const unsigned char* values, int key, int column,
-                                               float scale) {
+__device__ __forceinline__ float value_element(u32 values, int key, int column, float scale) {
   const int byte = column * element_bytes;
-  const unsigned char* at = values + slab_place<value_blocks_of_box>(key, byte / 16) + byte % 16;
-  if constexpr (!Config::fp8_cache) return unpack<Config::bfloat16>(*reinterpret_cast<const u16*>(at));
-  return unpack<Config::bfloat16>(static_cast<u16>(decode_pair(*at, scale)));
+  const u32 at = values + slab_place<value_blocks_of_box>(key, byte / 16) + byte % 16;
+  if constexpr (!Config::fp8_cache) return unpack<Config::bfloat16>(load_2_bytes(at));
+  return unpack<Config::bfloat16>(decode_pair(load_2_bytes(at - at % 2) >> at % 2 * 8, scale));
 }
 
 // Probabilities of 32 keys for a row group.

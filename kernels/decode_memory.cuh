@@ -15,7 +15,6 @@ namespace chorale::kernels {
 
 constexpr int consumers = 8;  // warps
 constexpr int consumer_threads = 32 * consumers, decode_threads = consumer_threads + 128;
-constexpr int consume_registers = 216, bring_registers = 72;
 
 // Rows are taken in groups of 8, the narrow side of a matrix instruction. Each group has a warp of its own to
 // multiply a tile's keys: the scores of more would not stay in registers.
@@ -73,6 +72,9 @@ constexpr int tile_boxes = Config::tile / box_slots;
 constexpr bool copies_rows = Config::paged && Config::page_size <= most_slots_by_threads;
 static_assert(!copies_rows || Config::page_size <= Config::tile);
 constexpr int bringers = copies_rows ? 128 : 64;  // threads
+// Of a thread. To bring rows, or many boxes, takes more; what consumers spill waits behind keys on their way.
+constexpr int bring_registers = copies_rows || tile_boxes > 4 ? 72 : 56,
+              consume_registers = bring_registers == 72 ? 216 : 224;
 
 // One pass over tiles of an item's chunk.
 struct Pass {
@@ -148,7 +150,7 @@ using SlabRing = Ring<slots>;
 using PassRing = Ring<1>;
 
 // The warp is done with what `barrier` hands back; it counts as so many.
-__device__ __forceinline__ void warp_arrive(u64* barrier, u32 warps = 1) {
+__device__ __forceinline__ void warp_arrive(u32 barrier, u32 warps = 1) {
   __syncwarp();
   if (Config::lanes_arrive || threadIdx.x % 32 == 0) mbarrier_arrive(barrier, warps);
 }

@@ -183,9 +183,10 @@ __device__ __forceinline__ void take_keys(const ForwardParams& params, DecodeMem
     const float scale = Config::fp8_cache ? params.k_scale[pass.kv_head] : 1.f;
 #pragma unroll
     for (int number = 0; number < key_slabs; ++number, ++slab.used) {
-      mbarrier_wait(&memory.key_full[part.number][number], progress.key_parity >> part.tile & 1);
-      multiply_keys(scores, memory, shared_address(memory.slab[slab.index()]), number, part.group, scale);
-      warp_arrive(&memory.slab_free[slab.index()], own_tiles);
+      mbarrier_wait(shared_address(memory.key_full, part.number) + number * sizeof(u64),
+                    progress.key_parity >> part.tile & 1);
+      multiply_keys(scores, memory, shared_address(memory.slab, slab.index()), number, part.group, scale);
+      warp_arrive(shared_address(memory.slab_free, slab.index()), own_tiles);
     }
     apply_programs(scores, params, shared, pass, part);
     publish_maxima(shared, scores, part, rank);

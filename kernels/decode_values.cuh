@@ -68,9 +68,9 @@ __device__ __forceinline__ bool clear_infinite_values(u32 (&value)[2][4]) {
   for (int i = 0; i < 8; ++i) found |= clear_infinite<Config::bfloat16>(value[i / 4][i % 4]);
   return found;
 }
-__device__ __noinline__ float add_infinite_values(float out, const ForwardParams& params, const Pass& pass,
-                                                  const DecodeShared& shared, const unsigned char* values,
-                                                  int tile, int first, int row, int column, float scale) {
+__device__ __forceinline__ float add_infinite_values(float out, const ForwardParams& params, const Pass& pass,
+                                                     const DecodeShared& shared, u32 values, int tile,
+                                                     int first, int row, int column, float scale) {
   const SplitItem& item = shared.items[pass.item];
   const RowName name(params, pass.kv_head, item.q_position, row);
   for (int key = first; key < first + 32; ++key) {
@@ -91,16 +91,14 @@ __device__ __noinline__ float add_infinite_values(float out, const ForwardParams
 // before the first.
 template <bool is_partial>
 __device__ __forceinline__ void multiply_values(float (&out)[row_groups][4], const ForwardParams& params,
-                                                const DecodeShared& shared, const Pass& pass,
-                                                const unsigned char* values, int tile, ValueBlock block,
-                                                float scale) {
+                                                const DecodeShared& shared, const Pass& pass, u32 values,
+                                                int tile, ValueBlock block, float scale) {
   constexpr int steps = Config::tile / 32;
-  const u32 address = shared_address(values);
   const int piece = block.of_brought % slab_value_blocks;
   u32 value[steps][2][4], p[steps][row_groups][4];
 #pragma unroll
   for (int i = 0; i < steps; ++i) {
-    load_values(value[i], address, 32 * i, piece, scale);
+    load_values(value[i], values, 32 * i, piece, scale);
 #pragma unroll
     for (int n = 0; n < row_groups; ++n)
       load_probabilities(p[i][n], shared.p, n, tile * Config::tile + 32 * i);
@@ -138,11 +136,11 @@ __device__ __forceinline__ void take_values(const ForwardParams& params, DecodeM
 #pragma unroll
     for (int number = 0; number < value_slabs; ++number, ++progress.slab.used) {
       const int slot = progress.slab.index();
-      mbarrier_wait(&memory.value_full[slot], progress.value_parity >> slot & 1);
+      mbarrier_wait(shared_address(memory.value_full, slot), progress.value_parity >> slot & 1);
       progress.value_parity ^= 1u << slot;
       for (u32 tiles = together; tiles != 0; tiles &= tiles - 1) {
         const int tile = __ffs(tiles) - 1;
-        const unsigned char* values = memory.slab[slot] + tile % value_tiles * value_tile_bytes;
+        const u32 values = shared_address(memory.slab, slot) + tile % value_tiles * value_tile_bytes;
 #pragma unroll
         for (int i = 0; i < warp_value_blocks; ++i) {
           const ValueBlock block(warp, i, rank);
@@ -153,7 +151,7 @@ __device__ __forceinline__ void take_values(const ForwardParams& params, DecodeM
             multiply_values<false>(out[i], params, memory.shared, pass, values, tile, block, scale);
         }
       }
-      warp_arrive(&memory.slab_free[slot]);
+      warp_arrive(shared_address(memory.slab_free, slot));
     }
   }
 }

@@ -130,9 +130,8 @@ __device__ __forceinline__ void mbarrier_arrive_if(bool arrives, u32 barrier) {
       : "memory");
 }
 // Arrives as if `arrivals` threads did.
-__device__ __forceinline__ void mbarrier_arrive(u64* barrier, u32 arrivals) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
-               : "memory");
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier, u32 arrivals) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive_expect_bytes(u64* barrier, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
@@ -359,6 +358,11 @@ __device__ __forceinline__ uint4 load_16_bytes(u32 shared) {
                : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
                : "r"(shared)
                : "memory");
+  return x;
+}
+__device__ __forceinline__ u16 load_2_bytes(u32 shared) {
+  u16 x;
+  asm volatile("ld.shared.b16 %0, [%1];" : "=h"(x) : "r"(shared) : "memory");
   return x;
 }
 __device__ __forceinline__ void store_16_bytes(u32 shared, uint4 x) {

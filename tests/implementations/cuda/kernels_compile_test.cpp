@@ -43,7 +43,7 @@ std::vector<Listed> listed() {
   };
   // A decode keeps what does not change in registers, and spills some of it where its warps meet, once a
   // pass.
-  constexpr int decode_spills = 250, wide_decode_spills = 600;
+  constexpr int decode_spills = 150, wide_decode_spills = 200;
   // A forward spills little; but with 256 columns the total of the chunks that have ended does not fit beside
   // them: at a chunk's end, every 64 tiles, it goes through memory.
   constexpr int forward_spills = 200, wide_forward_spills = 2500;

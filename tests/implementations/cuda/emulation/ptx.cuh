@@ -294,6 +294,11 @@ inline uint4 load_16_bytes(u32 shared) {
   std::memcpy(&x, emulation::own_place(shared), sizeof x);
   return x;
 }
+inline u16 load_2_bytes(u32 shared) {
+  u16 x;
+  std::memcpy(&x, emulation::own_place(shared), sizeof x);
+  return x;
+}
 inline void store_16_bytes(u32 shared, uint4 x) { std::memcpy(emulation::own_place(shared), &x, sizeof x); }
 inline void store_4_bytes_if(bool stores, float* to, float x) {
   if (stores) *to = x;
