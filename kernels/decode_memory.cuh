@@ -73,8 +73,10 @@ constexpr bool copies_rows = Config::paged && Config::page_size <= most_slots_by
 static_assert(!copies_rows || Config::page_size <= Config::tile);
 constexpr int bringers = copies_rows ? 128 : 64;  // threads
 // Of a thread. To bring rows, or many boxes, takes more; what consumers spill waits behind keys on their way.
-constexpr int bring_registers = copies_rows || tile_boxes > 4 ? 72 : 56,
-              consume_registers = bring_registers == 72 ? 216 : 224;
+// All threads begin with 168.
+constexpr int bring_registers = copies_rows || tile_boxes > 4 ? 72 : 56;
+constexpr int consume_registers =
+    (168 * decode_threads - bring_registers * (decode_threads - consumer_threads)) / consumer_threads;
 
 // One pass over tiles of an item's chunk.
 struct Pass {
@@ -139,12 +141,11 @@ constexpr int slots_that_fit = (shared_limit - int(sizeof(DecodeShared)) - 2048)
 // Where the memory's bandwidth alone decides, a power of two: four slots of 32 KB reach 3% more of it than
 // six, or than three or five (docs/cuda_decode.md). What has more to compute takes all that fit.
 constexpr bool is_bound_by_memory = row_groups == 1 && !Config::fp8_cache && !copies_rows;
+CHORALE_HOST_DEVICE constexpr int power_of_two_within(int x) {
+  return x < 2 ? x : 2 * power_of_two_within(x / 2);
+}
 constexpr int most_slots = slots_that_fit < 32 ? slots_that_fit : 32,
-              power_of_two = most_slots >= 32   ? 32
-                             : most_slots >= 16 ? 16
-                             : most_slots >= 8  ? 8
-                                                : 4,
-              slots = is_bound_by_memory && most_slots > 4 ? power_of_two : most_slots;
+              slots = is_bound_by_memory ? power_of_two_within(most_slots) : most_slots;
 static_assert(slots >= key_slabs && slots >= value_slabs && slots <= 32);
 using SlabRing = Ring<slots>;
 using PassRing = Ring<1>;

@@ -98,14 +98,9 @@ void print_table(const std::vector<CompiledKey>& rows, const std::string& arch, 
   if (notes.empty()) fmt::print("kept in {}\n", folder);
 }
 
-// All kernels of a problem have one program.cuh, or none.
-void print_sources(std::span<const CompiledKey> rows) {
-  const std::string* program = nullptr;
-  for (const CompiledKey& row : rows) {
-    fmt::print("{}\n", cuda::kernel_source(row.key));
-    if (!row.key.program.empty()) program = &row.key.program;
-  }
-  if (program != nullptr) fmt::print("// program.cuh\n{}", *program);
+void print_sources(const std::vector<CompiledKey>& rows) {
+  for (const CompiledKey& row : rows) fmt::print("{}\n", cuda::kernel_source(row.key));
+  fmt::print("// program.cuh\n{}", rows.front().key.program);  // a problem's kernels share it
 }
 
 Result<int> run_kernels(const KernelsArguments& arguments) {

@@ -25,11 +25,10 @@ namespace chorale::simd {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using RowVector = hn::Vec<hn::CappedTag<float, 16>>;
-constexpr std::int64_t row_lanes = hn::MaxLanes(hn::CappedTag<float, 16>());
+constexpr std::int64_t row_lanes = hn::MaxLanes(FloatTag());
 
 // block[j][i] = block[i][j]: by pairs, fours, then halves of registers.
-HWY_INLINE void transpose_registers([[maybe_unused]] RowVector (&block)[row_lanes]) {
+HWY_INLINE void transpose_registers([[maybe_unused]] Floats (&block)[row_lanes]) {
 #if HWY_TARGET <= HWY_AVX3
   __m512i rows[16];
   for (int i = 0; i < 16; ++i) rows[i] = _mm512_castps_si512(block[i].raw);
@@ -38,7 +37,7 @@ HWY_INLINE void transpose_registers([[maybe_unused]] RowVector (&block)[row_lane
 #elif HWY_TARGET == HWY_AVX2
   const hn::CappedTag<float, 8> d;
   const hn::Repartition<std::uint64_t, decltype(d)> pair;
-  RowVector t[8];
+  Floats t[8];
   for (int i = 0; i < 8; i += 2) {
     t[i] = hn::InterleaveLower(d, block[i], block[i + 1]);
     t[i + 1] = hn::InterleaveUpper(d, block[i], block[i + 1]);
@@ -58,13 +57,13 @@ HWY_INLINE void transpose_registers([[maybe_unused]] RowVector (&block)[row_lane
 }
 
 template <class Codec>
-HWY_INLINE RowVector load(const std::byte* row, std::int64_t column) {
+HWY_INLINE Floats load(const std::byte* row, std::int64_t column) {
   const auto* from = reinterpret_cast<const typename Codec::Bits*>(row) + column;
   return Codec::widen(hn::LoadU(typename Codec::DB(), from));
 }
 // `count` values, zeros after them; nothing past them is touched.
 template <class Codec>
-HWY_INLINE RowVector load_part(const std::byte* row, std::int64_t column, std::int64_t count) {
+HWY_INLINE Floats load_part(const std::byte* row, std::int64_t column, std::int64_t count) {
   typename Codec::Bits part[row_lanes] = {};
   std::memcpy(part, reinterpret_cast<const typename Codec::Bits*>(row) + column,
               static_cast<std::size_t>(count) * sizeof(typename Codec::Bits));
@@ -74,11 +73,11 @@ HWY_INLINE RowVector load_part(const std::byte* row, std::int64_t column, std::i
 // out[i][j] for Rows rows of a and one register of rows of b.
 template <class Codec, int Rows>
 HWY_INLINE void transposed_block(const RowsArguments& p, std::int64_t first, std::int64_t j) {
-  const hn::CappedTag<float, 16> d;
+  const FloatTag d;
   constexpr std::int64_t N = row_lanes;
   const float* a = p.a + first * p.a_row;
-  RowVector sums[Rows], block[N];
-  for (RowVector& sum : sums) sum = hn::Zero(d);
+  Floats sums[Rows], block[N];
+  for (Floats& sum : sums) sum = hn::Zero(d);
   std::int64_t c = 0;
   for (; c + N <= p.columns; c += N) {
     for (int i = 0; i < N; ++i) block[i] = load<Codec>(p.b[j + i], c);
@@ -104,20 +103,20 @@ HWY_INLINE void transposed_block(const RowsArguments& p, std::int64_t first, std
 template <class Codec, int Rows, int Vectors>
 HWY_INLINE void sum_block(const RowsArguments& p, std::int64_t first, std::int64_t column,
                           std::int64_t last) {
-  const hn::CappedTag<float, 16> d;
+  const FloatTag d;
   constexpr std::int64_t N = row_lanes;
   const float* a = p.a + first * p.a_row;
   float* out = p.out + first * p.out_row + column;
-  RowVector sums[Rows][Vectors];
+  Floats sums[Rows][Vectors];
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) sums[r][v] = hn::LoadU(d, out + r * p.out_row + v * N);
   for (std::int64_t j = 0; j < p.b_rows; ++j) {
-    RowVector columns[Vectors];
+    Floats columns[Vectors];
     for (int v = 0; v < Vectors; ++v)
       columns[v] = Vectors == 1 && last < N ? load_part<Codec>(p.b[j], column, last)
                                             : load<Codec>(p.b[j], column + v * N);
     for (int r = 0; r < Rows; ++r) {
-      const RowVector x = hn::Set(d, a[r * p.a_row + j]);
+      const Floats x = hn::Set(d, a[r * p.a_row + j]);
       for (int v = 0; v < Vectors; ++v) sums[r][v] = hn::MulAdd(x, columns[v], sums[r][v]);
     }
   }

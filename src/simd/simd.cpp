@@ -65,8 +65,8 @@ HWY_BEFORE_NAMESPACE();
 namespace chorale::simd {
 namespace HWY_NAMESPACE {
 
-using D = hn::CappedTag<float, 16>;
-using V = hn::Vec<D>;
+using D = FloatTag;
+using V = Floats;
 constexpr std::int64_t N = hn::MaxLanes(D());
 
 // y[i] = f(x[i]): main loop, then the remainder through a padded copy, so that both run the same

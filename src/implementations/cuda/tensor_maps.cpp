@@ -52,8 +52,8 @@ Result<kernels::TensorMap> encode(const Driver& driver, std::string_view name, c
   // Of an empty tensor nothing is read, wherever it lies.
   auto* address =
       reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(view.data) / alignment * alignment);
-  // The L2 cache is to fetch lines of 128 bytes, as boxes have them: pairs cost a decode 5% of its bandwidth.
   alignas(128) kernels::TensorMap map;
+  // The L2 cache is to fetch lines of 128 bytes, as boxes have them: pairs cost a decode 5% of its bandwidth.
   CHORALE_RETURN_IF_ERROR(driver.check(
       driver.encode_tensor_map(&map, element_type(view.dtype), static_cast<std::uint32_t>(dimensions.size()),
                                address, sizes, strides, boxes, steps, 0, driver_constants::tensor_swizzle_128,
