@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace chorale {
@@ -221,8 +222,10 @@ Expr make_table(const Table& table, std::span<const Expr> indices) {
     error = Status::invalid_argument(fmt::format("table {} needs {}, not {}", table.name(),
                                                  table.rank() == 1 ? "one index" : "two indices",
                                                  indices.size()));
-  auto access = make_node(indices.size() == 1 ? Op::table_1d : Op::table_2d,
-                          table.is_float() ? Type::floating : Type::integer, indices, std::move(error));
+  const Op op = indices.size() == 1 ? Op::table_1d : Op::table_2d;
+  const auto some =
+      indices.first(std::min(indices.size(), static_cast<std::size_t>(arity(op))));  // of too many
+  auto access = make_node(op, table.is_float() ? Type::floating : Type::integer, some, std::move(error));
   access->table = table;
   return Expr(std::move(access));
 }

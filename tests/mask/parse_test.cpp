@@ -135,6 +135,7 @@ TEST(Parse, MaskErrorsPointAtTheColumn) {
       {"idz[q] == 3", 1, "table 'idz' is not known: the tables are ids, grid, slopes"},
       {"ids[q, k] == 3", 1, "table ids needs one index, not 2"},
       {"grid[q] == 3", 1, "table grid needs two indices, not 1"},
+      {"grid[q, k, q, -k] == 3", 1, "table grid needs two indices, not 4"},
       {"ids[] == 3", 1, "table ids needs one index, not 0"},
       {"ids[0.5] == 3", 1, "an index of table ids needs integers, not a float"},
       {"ids[q == 3", 11, "expected ']', not the end"},
